@@ -1,0 +1,252 @@
+//! What a provider of GPU pods can do, in the product's own words; no provider's name in it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// An answer with the provider's own clock (the `Date` header), by which ages, costs and deadlines are counted.
+#[derive(Debug, Clone)]
+pub struct Stamped<T> {
+    pub value: T,
+    pub date: Option<Timestamp>,
+}
+
+#[async_trait]
+pub trait GpuProvider: Send + Sync + std::fmt::Debug {
+    /// One POST, never repeated by the adapter. Whether a failure may have made a pod anyway is told by
+    /// [`ProviderError::may_have_happened`].
+    async fn create_pod(&self, spec: &PodSpec) -> Result<Stamped<Pod>, ProviderError>;
+    async fn pod(&self, id: &str) -> Result<Stamped<Pod>, ProviderError>;
+    /// Every pod of the account, all pages.
+    async fn pods(&self) -> Result<Stamped<Vec<Pod>>, ProviderError>;
+    async fn control_pod(&self, id: &str, action: PodAction) -> Result<Stamped<Pod>, ProviderError>;
+    /// Idempotent. A 404 comes back as [`ProviderError::NotFound`] and proves nothing by itself.
+    async fn delete_pod(&self, id: &str) -> Result<Stamped<()>, ProviderError>;
+    async fn volumes(&self) -> Result<Stamped<Vec<Volume>>, ProviderError>;
+    async fn create_volume(&self, spec: &VolumeSpec) -> Result<Stamped<Volume>, ProviderError>;
+    async fn grow_volume(&self, id: &str, size_gb: u32) -> Result<Stamped<Volume>, ProviderError>;
+    /// The catalog of GPUs with the stock of the moment for pods with `count` GPUs.
+    async fn gpus(&self, count: u32) -> Result<Stamped<Vec<GpuType>>, ProviderError>;
+    /// The account's SSH public keys, one `authorized_keys` line each.
+    async fn ssh_keys(&self) -> Result<Stamped<Vec<String>>, ProviderError>;
+}
+
+/// What one create asks for. `env` holds everything that goes into the container, `PUBLIC_KEY` included.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodSpec {
+    pub name: String,
+    pub image: String,
+    pub gpu: String,
+    pub gpu_count: u32,
+    pub min_cuda: Option<String>,
+    pub cloud: Cloud,
+    /// A preference only: where the pod landed has to be checked.
+    pub data_centers: Vec<String>,
+    pub disk_gb: u32,
+    pub volume: Option<VolumeMount>,
+    /// Like `8188/http` and `22/tcp`; there is no default.
+    pub ports: Vec<String>,
+    pub env: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    pub volume_id: String,
+    pub path: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Cloud {
+    Secure,
+    Community,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PodAction {
+    Start,
+    Stop,
+    Restart,
+    Terminate,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum PodStatus {
+    Provisioning,
+    Starting,
+    Running,
+    Exited,
+    Error,
+    Terminated,
+    /// A status this version doesn't know: treated as alive and billed.
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Debug, Clone)]
+pub struct Pod {
+    pub id: String,
+    pub name: String,
+    pub status: PodStatus,
+    /// What the provider says is legal now.
+    pub actions: Vec<PodAction>,
+    pub image: String,
+    pub gpu: Option<String>,
+    pub gpu_count: u32,
+    pub cloud: Option<Cloud>,
+    pub data_center: Option<String>,
+    pub disk_gb: u32,
+    pub volume: Option<VolumeMount>,
+    pub ports: Vec<String>,
+    /// Holds secrets: never shown, never logged.
+    pub env: BTreeMap<String, String>,
+    pub cost_per_hour: f64,
+    pub created_at: Option<Timestamp>,
+    pub started_at: Option<Timestamp>,
+    /// Where the pod's own sshd is reached; the provider's SSH proxy never stands here, for it forwards nothing.
+    pub ssh: Option<SshAddress>,
+    pub has_ssh_proxy: bool,
+    /// Seconds since the container started, as far as the provider tells.
+    pub uptime_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshAddress {
+    pub host: String,
+    pub port: u16,
+    pub user: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Volume {
+    pub id: String,
+    pub name: String,
+    pub size_gb: u32,
+    pub data_center: String,
+    /// `STANDARD` or `HIGH_PERFORMANCE`, where told.
+    pub tier: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct VolumeSpec {
+    pub name: String,
+    pub size_gb: u32,
+    pub data_center: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct GpuType {
+    /// The exact id that a create takes, like `NVIDIA GeForce RTX 4090`.
+    pub id: String,
+    /// The short name, like `RTX 4090`.
+    pub name: String,
+    pub vram_gb: u32,
+    /// USD an hour for one GPU; `None` where that cloud doesn't offer it.
+    pub secure_price: Option<f64>,
+    pub community_price: Option<f64>,
+    pub max_count_secure: u32,
+    pub max_count_community: u32,
+    pub stock: Stock,
+    pub data_centers: Vec<(String, Stock)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Stock {
+    None,
+    Low,
+    Medium,
+    High,
+}
+
+/// Why a call to the provider failed. `Display` is one sentence; the cause below it is in `source()`.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    #[error("no API key is set")]
+    MissingKey,
+    #[error("the provider refused the API key ({detail})")]
+    Unauthorized { detail: String },
+    #[error("this API key may not do that ({detail})")]
+    Forbidden { detail: String },
+    #[error("the provider knows no such {what} ({detail})")]
+    NotFound { what: &'static str, detail: String },
+    /// The request breaks the provider's contract; sending it again can't help.
+    #[error("the provider rejected the request: {detail}{}", join(.errors))]
+    Invalid { detail: String, errors: Vec<String> },
+    /// A definite refusal that only `detail` explains: no capacity, or fields that don't go together.
+    #[error("the provider refused: {detail}")]
+    Refused { detail: String },
+    #[error("the account's balance is too low ({detail})")]
+    PaymentRequired { detail: String },
+    #[error("not possible in the present state ({detail})")]
+    Conflict { detail: String },
+    #[error("the provider's rate limit is used up, free again in {retry_after:?}")]
+    RateLimited { retry_after: Duration },
+    #[error("the provider failed with HTTP {status} ({detail})")]
+    Server { status: u16, detail: String },
+    #[error("the provider at {origin} can't be reached")]
+    Unreachable { origin: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the provider didn't answer within {after:?}")]
+    TimedOut { after: Duration },
+    #[error("the connection broke before the answer was complete")]
+    Broken { source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the provider's answer can't be read at `{path}`: {reason}")]
+    Unreadable { path: String, reason: String },
+    /// What this machine lacks to make the call at all, such as CA certificates.
+    #[error("{0}")]
+    Setup(String),
+}
+
+fn join(errors: &[String]) -> String {
+    if errors.is_empty() { String::new() } else { format!(" [{}]", errors.join("; ")) }
+}
+
+impl ProviderError {
+    /// Whether a call that failed so may have had its effect all the same. A create that failed so is never sent
+    /// again; its pod is looked for by name instead.
+    pub fn may_have_happened(&self) -> bool {
+        match self {
+            Self::Server { .. } | Self::TimedOut { .. } | Self::Broken { .. } | Self::Unreadable { .. } => true,
+            Self::MissingKey
+            | Self::Unauthorized { .. }
+            | Self::Forbidden { .. }
+            | Self::NotFound { .. }
+            | Self::Invalid { .. }
+            | Self::Refused { .. }
+            | Self::PaymentRequired { .. }
+            | Self::Conflict { .. }
+            | Self::RateLimited { .. }
+            | Self::Unreachable { .. }
+            | Self::Setup(_) => false,
+        }
+    }
+
+    /// Whether the same call may succeed a little later.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Server { .. }
+                | Self::TimedOut { .. }
+                | Self::Broken { .. }
+                | Self::Unreachable { .. }
+                | Self::RateLimited { .. }
+        )
+    }
+}
+
+/// The error with every cause below it, for logs and for the edge.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(below) = cause {
+        text.push_str(": ");
+        text.push_str(&below.to_string());
+        cause = below.source();
+    }
+    text
+}
