@@ -1,1 +1,145 @@
-//! To come.
+//! The home folder and the config file.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use crate::state::{self, StateError};
+
+/// The folder that holds all state, and the names of what lies in it.
+#[derive(Debug, Clone)]
+pub struct Home {
+    root: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("neither AUTOPOD_HOME nor HOME is set, so there is no place for state")]
+    NoHome,
+    #[error("AUTOPOD_HOME must be an absolute path, not `{}`", .0.display())]
+    Relative(PathBuf),
+    #[error("the home `{}` is on a network file system ({kind}), where locks can't be trusted; point AUTOPOD_HOME to a local folder", path.display())]
+    NetworkFileSystem { path: PathBuf, kind: &'static str },
+    #[error("{} is readable by others (mode {mode:o}) and may hold a key; close it with: chmod 600 '{}'", path.display(), path.display())]
+    Open { path: PathBuf, mode: u32 },
+    #[error("{} can't be read: {reason}", path.display())]
+    Unreadable { path: PathBuf, reason: String },
+    #[error("the home can't be used")]
+    State(#[from] StateError),
+}
+
+impl Home {
+    /// Creates the folder, closed to others, and refuses file systems whose locks may hang.
+    pub fn open(root: PathBuf) -> Result<Self, ConfigError> {
+        if !root.is_absolute() {
+            return Err(ConfigError::Relative(root));
+        }
+        state::make_private_folder(&root)?;
+        if let Some(kind) = network_file_system(&root) {
+            return Err(ConfigError::NetworkFileSystem { path: root, kind });
+        }
+        Ok(Self { root })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+    pub fn config_file(&self) -> PathBuf {
+        self.root.join("config.json")
+    }
+    pub fn home_file(&self) -> PathBuf {
+        self.root.join("home.json")
+    }
+    pub fn pods_file(&self) -> PathBuf {
+        self.root.join("pods.json")
+    }
+    pub fn tunnels_file(&self) -> PathBuf {
+        self.root.join("tunnels.json")
+    }
+    pub fn keeper_file(&self) -> PathBuf {
+        self.root.join("keeper.json")
+    }
+    pub fn lock(&self, name: &str) -> PathBuf {
+        self.root.join("locks").join(name)
+    }
+    pub fn jobs(&self) -> PathBuf {
+        self.root.join("jobs")
+    }
+    pub fn outputs(&self) -> PathBuf {
+        self.root.join("outputs")
+    }
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+    pub fn ssh(&self) -> PathBuf {
+        self.root.join("ssh")
+    }
+    pub fn audit_file(&self) -> PathBuf {
+        self.root.join("audit.jsonl")
+    }
+    /// The home that `--sandbox` uses: inside this one, unless this one is a sandbox's already.
+    pub fn sandbox(&self) -> PathBuf {
+        if self.root.join("world.key").exists() { self.root.clone() } else { self.root.join("sandbox") }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn network_file_system(path: &Path) -> Option<&'static str> {
+    // The magic numbers of statfs(2).
+    match rustix::fs::statfs(path).ok()?.f_type as u32 {
+        0x6969 => Some("nfs"),
+        0xff53_4d42 => Some("cifs"),
+        0xfe53_4d42 => Some("smb2"),
+        0x517b => Some("smb"),
+        0x0102_1997 => Some("9p"),
+        0x6573_5546 => Some("fuse"),
+        _ => None,
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn network_file_system(_path: &Path) -> Option<&'static str> {
+    None
+}
+
+/// What the user set in `config.json`. Flags and arguments override it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    #[serde(deserialize_with = "secret")]
+    pub api_key: Option<SecretString>,
+    pub api_base_url: Option<String>,
+    /// The volume that a create mounts when it names none: id or name.
+    pub default_volume_id: Option<String>,
+    pub default_volume_mount: Option<String>,
+}
+
+impl Config {
+    pub fn read(home: &Home) -> Result<Self, ConfigError> {
+        let path = home.config_file();
+        let Some(bytes) = state::read_file(&path)? else { return Ok(Self::default()) };
+        let config: Self = serde_json::from_slice(&bytes)
+            .map_err(|error| ConfigError::Unreadable { path: path.clone(), reason: error.to_string() })?;
+        if config.api_key.is_some() {
+            refuse_open_file(&path)?;
+        }
+        Ok(config)
+    }
+}
+
+fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.filter(|key| !key.trim().is_empty()).map(SecretString::from))
+}
+
+/// A file with a secret must be closed to group and others.
+pub fn refuse_open_file(path: &Path) -> Result<(), ConfigError> {
+    let unreadable =
+        |error: std::io::Error| ConfigError::Unreadable { path: path.to_owned(), reason: error.to_string() };
+    let mode = std::fs::metadata(path).map_err(unreadable)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(ConfigError::Open { path: path.to_owned(), mode });
+    }
+    Ok(())
+}

@@ -1,1 +1,47 @@
-//! To come.
+//! Every environment variable the program reads, in one list. Only `cli` calls [`Environment::read`]; below it the
+//! values are passed in.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use secrecy::SecretString;
+
+/// Where state lives; `~/.autopod` when unset.
+pub const AUTOPOD_HOME: &str = "AUTOPOD_HOME";
+/// The RunPod API key; the config file's `api_key` when unset.
+pub const RUNPOD_API_KEY: &str = "RUNPOD_API_KEY";
+/// The origin of RunPod's REST API, with or without `/v2`; `https://api.runpod.io` when unset.
+pub const RUNPOD_API_BASE_URL: &str = "RUNPOD_API_BASE_URL";
+/// A filter for the log on stderr, in `tracing`'s syntax; `warn` when unset.
+pub const AUTOPOD_LOG: &str = "AUTOPOD_LOG";
+/// What an ssh process may see beside `PATH`: where the user's agent listens, and who the user is.
+const FOR_SSH: [&str; 5] = ["PATH", "HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK"];
+
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    pub autopod_home: Option<PathBuf>,
+    pub user_home: Option<PathBuf>,
+    pub api_key: Option<SecretString>,
+    pub api_base_url: Option<String>,
+    pub log_filter: Option<String>,
+    /// The cleared environment that ssh and the keeper get.
+    pub for_children: Vec<(String, OsString)>,
+}
+
+impl Environment {
+    pub fn read() -> Self {
+        let text = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        Self {
+            autopod_home: path(AUTOPOD_HOME),
+            user_home: path("HOME"),
+            api_key: text(RUNPOD_API_KEY).map(|key| SecretString::from(key.trim().to_owned())),
+            api_base_url: text(RUNPOD_API_BASE_URL),
+            log_filter: text(AUTOPOD_LOG),
+            for_children: FOR_SSH
+                .iter()
+                .filter_map(|name| std::env::var_os(name).map(|value| ((*name).to_owned(), value)))
+                .collect(),
+        }
+    }
+}

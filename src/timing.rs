@@ -1,1 +1,77 @@
-//! To come.
+//! Every time-out, back-off and interval as one value, so that tests can run the same code in milliseconds.
+
+use std::time::Duration;
+
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// How often the keeper compares what is wanted with what is known, woken or not.
+    pub keeper_turn: Duration,
+    /// How long the keeper lives on with nothing wanted.
+    pub keeper_idle: Duration,
+    /// How long a keeper may take to say hello before it counts as wedged or failed.
+    pub keeper_hello: Duration,
+    /// How long a tool waits for the keeper to take up an ending before it ends the pod itself.
+    pub keeper_takes_ending: Duration,
+    /// How often somebody waiting for a record looks at it.
+    pub record_poll: Duration,
+    /// How often a pod that isn't ready yet is asked for at the provider, and one that runs.
+    pub pod_poll_waiting: Duration,
+    pub pod_poll_settled: Duration,
+    /// The back-off between attempts at what the network refused: tunnels, lost creates, endings.
+    pub backoff_first: Duration,
+    pub backoff_most: Duration,
+    /// How long ssh may take from its start to the READY line.
+    pub ssh_ready: Duration,
+    /// How often a tunnel's far end is asked for `/system_stats` before and after it was healthy.
+    pub health_poll_waiting: Duration,
+    pub health_poll_settled: Duration,
+    pub http_connect: Duration,
+    pub http_request: Duration,
+    /// How long the one POST of a create may take.
+    pub http_create: Duration,
+    /// How long a lock over the records may be waited for.
+    pub state_lock: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            keeper_turn: Duration::from_secs(1),
+            keeper_idle: Duration::from_secs(60),
+            keeper_hello: Duration::from_secs(10),
+            keeper_takes_ending: Duration::from_secs(5),
+            record_poll: Duration::from_millis(100),
+            pod_poll_waiting: Duration::from_secs(3),
+            pod_poll_settled: Duration::from_secs(15),
+            backoff_first: Duration::from_secs(1),
+            backoff_most: Duration::from_secs(30),
+            ssh_ready: Duration::from_secs(20),
+            health_poll_waiting: Duration::from_millis(500),
+            health_poll_settled: Duration::from_secs(15),
+            http_connect: Duration::from_secs(5),
+            http_request: Duration::from_secs(20),
+            http_create: Duration::from_secs(40),
+            state_lock: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Timing {
+    /// For a provider on loopback, which has no rate limit to spare and whose pods start within seconds.
+    pub fn quick() -> Self {
+        Self {
+            keeper_turn: Duration::from_millis(200),
+            record_poll: Duration::from_millis(50),
+            pod_poll_waiting: Duration::from_millis(300),
+            pod_poll_settled: Duration::from_secs(1),
+            backoff_first: Duration::from_millis(300),
+            backoff_most: Duration::from_secs(3),
+            health_poll_settled: Duration::from_secs(1),
+            ..Self::default()
+        }
+    }
+}
+
+/// The limits of waiting that callers see.
+pub const WAIT_DEFAULT_SECONDS: u64 = 40;
+pub const WAIT_MOST_SECONDS: u64 = 45;

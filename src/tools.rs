@@ -1,1 +1,137 @@
-//! To come.
+//! The one list of tools, and the one way to call them.
+//!
+//! Every face (MCP, JSON-RPC, the command line) reads [`TOOLS`] and goes through [`call`]: it decodes the arguments,
+//! checks them, runs the tool, catches panics and names the tool in errors, so that no tool and no face does it again.
+
+pub mod context;
+pub mod error;
+mod schema;
+pub mod volumes;
+
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+pub use context::Context;
+pub use error::{ErrorKind, StillBilling, ToolError};
+
+/// What a call does to the world; the annotations of every face follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Effect {
+    Reads,
+    Creates,
+    Changes,
+    Destroys,
+}
+
+/// One tool: its words, its input and output, and what it does, side by side in one file of `tools/`.
+pub trait Tool {
+    const NAME: &'static str;
+    const TITLE: &'static str;
+    const DESCRIPTION: &'static str;
+    const EFFECT: Effect;
+    /// Arguments that decode, as JSON; shown in help, checked by a test.
+    const EXAMPLE: &'static str;
+    type Input: DeserializeOwned + JsonSchema + Send;
+    type Output: Serialize + JsonSchema + Send;
+
+    fn run(context: &Context, input: Self::Input) -> impl Future<Output = Result<Self::Output, ToolError>> + Send;
+
+    /// The answer in a few short lines, for readers who don't see the structured part.
+    fn text(output: &Self::Output) -> String;
+}
+
+/// A tool as the faces see it.
+#[derive(Debug)]
+pub struct ToolDef {
+    pub name: &'static str,
+    pub title: &'static str,
+    pub description: &'static str,
+    pub effect: Effect,
+    pub example: &'static str,
+    pub input_schema: fn() -> Value,
+    pub output_schema: fn() -> Value,
+    run: for<'a> fn(&'a Context, Value) -> BoxFuture<'a, Result<Answer, ToolError>>,
+    decodes: fn(Value) -> Result<(), ToolError>,
+}
+
+/// What a tool answered: the same value for every face, and its short text.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub value: Value,
+    pub text: String,
+}
+
+pub static TOOLS: &[ToolDef] = &[ToolDef::of::<volumes::ListVolumes>(), ToolDef::of::<volumes::ListGpus>()];
+
+pub fn find(name: &str) -> Option<&'static ToolDef> {
+    TOOLS.iter().find(|tool| tool.name == name)
+}
+
+/// Decodes, checks, runs, catches panics. `arguments` may be null for none.
+pub async fn call(context: &Context, name: &str, arguments: Value) -> Result<Answer, ToolError> {
+    let tool = find(name).ok_or_else(|| {
+        let known: Vec<_> = TOOLS.iter().map(|tool| tool.name).collect();
+        ToolError::new(ErrorKind::InvalidInput, format!("there is no tool `{name}`"))
+            .hint(format!("use one of: {}", known.join(", ")))
+    })?;
+    let arguments = if arguments.is_null() { Value::Object(Default::default()) } else { arguments };
+    let started = std::time::Instant::now();
+    let result = AssertUnwindSafe((tool.run)(context, arguments)).catch_unwind().await.unwrap_or_else(|panic| {
+        let what = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        tracing::error!(tool = name, panic = what, "a tool panicked");
+        Err(ToolError::new(ErrorKind::Internal, format!("a defect in this program stopped the call ({what})"))
+            .hint("see what there is with list_pods; please report this"))
+    });
+    tracing::info!(tool = name, ok = result.is_ok(), elapsed_ms = started.elapsed().as_millis() as u64, "call");
+    result.map_err(|error| error.of_tool(name))
+}
+
+impl ToolDef {
+    pub const fn of<T: Tool + 'static>() -> Self {
+        Self {
+            name: T::NAME,
+            title: T::TITLE,
+            description: T::DESCRIPTION,
+            effect: T::EFFECT,
+            example: T::EXAMPLE,
+            input_schema: schema::input::<T::Input>,
+            output_schema: schema::output::<T::Output>,
+            run: |context, arguments| {
+                Box::pin(async move {
+                    let input = decode::<T::Input>(arguments)?;
+                    let output = T::run(context, input).await?;
+                    let text = T::text(&output);
+                    let value = serde_json::to_value(&output).map_err(|error| {
+                        ToolError::new(ErrorKind::Internal, format!("the answer can't be written as JSON: {error}"))
+                    })?;
+                    Ok(Answer { value, text })
+                })
+            },
+            decodes: |arguments| decode::<T::Input>(arguments).map(drop),
+        }
+    }
+
+    /// Whether these arguments would be taken, without running anything.
+    pub fn check(&self, arguments: Value) -> Result<(), ToolError> {
+        (self.decodes)(arguments).map_err(|error| error.of_tool(self.name))
+    }
+}
+
+fn decode<T: DeserializeOwned + JsonSchema>(arguments: Value) -> Result<T, ToolError> {
+    schema::check(&schema::input::<T>(), &arguments)?;
+    serde_path_to_error::deserialize(arguments).map_err(|error| {
+        let field = error.path().to_string();
+        ToolError::invalid(if field == "." { "arguments" } else { &field }, error.inner())
+    })
+}

@@ -1,0 +1,86 @@
+//! What a call carries: the services below it, and the ways back to whoever asked.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::background::KeeperClient;
+use crate::config::{Config, Home};
+use crate::fleet::Fleet;
+use crate::provider::GpuProvider;
+use crate::timing::Timing;
+use crate::tunnel::Tunnels;
+
+use super::{ErrorKind, ToolError};
+
+/// Everything a tool works with, wired once in `app`.
+#[derive(Debug)]
+pub struct Services {
+    pub home: Home,
+    pub config: Config,
+    pub timing: Timing,
+    /// `None` while no key is set.
+    pub provider: Option<Arc<dyn GpuProvider>>,
+    pub fleet: Fleet,
+    pub tunnels: Tunnels,
+    pub keeper: KeeperClient,
+}
+
+impl Services {
+    /// The provider, or how to set the key that it needs.
+    pub fn provider(&self) -> Result<&Arc<dyn GpuProvider>, ToolError> {
+        self.provider.as_ref().ok_or_else(|| {
+            ToolError::new(ErrorKind::Setup, "no RunPod API key is set").hint(format!(
+                "set RUNPOD_API_KEY where this server is started, or put {{\"api_key\": \"...\"}} into {} (mode 0600); \
+                 keys are made at https://console.runpod.io/user/settings. Without an account: start with --sandbox",
+                self.home.config_file().display()
+            ))
+        })
+    }
+}
+
+/// One call's surroundings. Handlers don't know which face called.
+#[derive(Clone)]
+pub struct Context {
+    pub services: Arc<Services>,
+    pub progress: Progress,
+    pub cancel: CancellationToken,
+    /// Work that goes on after the answer; `None` where the process ends with the answer.
+    pub after_answer: Option<TaskTracker>,
+}
+
+impl Context {
+    /// A context whose process ends with the answer and which shows no progress.
+    pub fn new(services: Arc<Services>) -> Self {
+        Self { services, progress: Progress::none(), cancel: CancellationToken::new(), after_answer: None }
+    }
+}
+
+/// How far a waiting call has come.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ProgressUpdate {
+    pub message: String,
+    /// Never falls within one call, as MCP asks.
+    pub value: f64,
+    pub total: Option<f64>,
+}
+
+/// Where progress goes; nowhere for faces that can't show it.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn(ProgressUpdate) + Send + Sync>);
+
+impl Progress {
+    pub fn none() -> Self {
+        Self(Arc::new(|_| {}))
+    }
+
+    pub fn to(sink: impl Fn(ProgressUpdate) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(sink))
+    }
+
+    pub fn tell(&self, message: impl Into<String>, value: f64, total: Option<f64>) {
+        (self.0)(ProgressUpdate { message: message.into(), value, total });
+    }
+}
