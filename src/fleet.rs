@@ -170,6 +170,25 @@ impl PodRecord {
         }
     }
 
+    /// A record for a pod that exists already.
+    pub fn of_existing(pod: &Pod, intent: String, lifetime: SignedDuration) -> Self {
+        let request = PodRequest {
+            image: pod.image.clone(),
+            gpus: pod.gpu.iter().cloned().collect(),
+            gpu_count: pod.gpu_count,
+            cloud: pod.cloud.unwrap_or(Cloud::Secure),
+            data_centers: pod.data_center.iter().cloned().collect(),
+            disk_gb: pod.disk_gb,
+            volume: pod.volume.clone(),
+            volume_name: None,
+            ports: pod.ports.clone(),
+        };
+        let mut record = Self::new(intent, request, Vec::new(), lifetime);
+        record.known.phase = Phase::Placed;
+        record.known.pod_id = Some(pod.id.clone());
+        record
+    }
+
     /// The pod's name in the cloud, which nobody else uses.
     pub fn cloud_name(&self, name: &str) -> String {
         format!("autopod-{name}-{}", self.intent)

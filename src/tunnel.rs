@@ -100,4 +100,123 @@ impl Tunnels {
     pub fn get(&self, name: &str) -> Result<Option<TunnelRecord>, StateError> {
         Ok(self.read()?.remove(name))
     }
+
+    /// Finds the tunnel of that name, or writes the wish for `fresh`: decided under the lock, so that a pod's port
+    /// never gets two. One that has failed or is being closed makes room.
+    pub async fn want_open(&self, name: &str, fresh: TunnelRecord) -> Result<Opened, StateError> {
+        let name = name.to_owned();
+        self.records
+            .change(move |entries| {
+                if let Some(record) = entries.get(&name).filter(|record| record.is_open()) {
+                    let taken = record.known.local_port;
+                    return match fresh.wanted.local_port {
+                        LocalPort::Fixed(port) if taken.is_some_and(|taken| taken != port) => {
+                            Opened::OnAnotherPort(record.clone())
+                        }
+                        _ if record.wanted.pod_id != fresh.wanted.pod_id => {
+                            entries.insert(name, fresh.clone());
+                            Opened::New(fresh)
+                        }
+                        _ => Opened::Joined(record.clone()),
+                    };
+                }
+                entries.insert(name, fresh.clone());
+                Opened::New(fresh)
+            })
+            .await
+    }
+
+    /// Marks those that `which` picks as not wanted any more, and names them.
+    pub async fn want_closed(
+        &self,
+        which: impl Fn(&str, &TunnelRecord) -> bool + Send + 'static,
+    ) -> Result<Vec<(String, TunnelRecord)>, StateError> {
+        self.records
+            .change(move |entries| {
+                let picked = entries.iter_mut().filter(|(name, record)| which(name, record));
+                picked
+                    .map(|(name, record)| {
+                        record.wanted.open = false;
+                        (name.clone(), record.clone())
+                    })
+                    .collect()
+            })
+            .await
+    }
+
+    /// Writes what the keeper knows; `None` when the record has meanwhile become another's or left.
+    pub async fn know(
+        &self,
+        name: &str,
+        intent: &str,
+        change: impl FnOnce(&mut TunnelKnown) + Send + 'static,
+    ) -> Result<Option<TunnelRecord>, StateError> {
+        let (name, intent) = (name.to_owned(), intent.to_owned());
+        self.records
+            .change(move |entries| {
+                let record = entries.get_mut(&name).filter(|record| record.intent == intent)?;
+                let before = record.known.state;
+                change(&mut record.known);
+                let now = Timestamp::now();
+                record.known.at = Some(now);
+                if record.known.state != before || record.known.since.is_none() {
+                    record.known.since = Some(now);
+                }
+                Some(record.clone())
+            })
+            .await
+    }
+
+    /// Takes the record of a closed tunnel out of the file.
+    pub async fn remove(&self, name: &str, intent: &str) -> Result<(), StateError> {
+        let (name, intent) = (name.to_owned(), intent.to_owned());
+        self.records
+            .change(move |entries| {
+                if entries.get(&name).is_some_and(|record| record.intent == intent) {
+                    entries.remove(&name);
+                }
+            })
+            .await
+    }
+}
+
+/// What asking for a tunnel by name came to.
+#[derive(Debug)]
+pub enum Opened {
+    New(TunnelRecord),
+    Joined(TunnelRecord),
+    /// There is one, and it listens elsewhere than was asked for.
+    OnAnotherPort(TunnelRecord),
+}
+
+impl TunnelRecord {
+    pub fn new(pod: &str, pod_id: &str, remote_port: u16, local_port: LocalPort) -> Self {
+        Self {
+            intent: uuid::Uuid::new_v4().simple().to_string()[..12].to_owned(),
+            wanted: TunnelWanted {
+                open: true,
+                pod: pod.to_owned(),
+                pod_id: pod_id.to_owned(),
+                remote_port,
+                local_port,
+                requested_at: Timestamp::now(),
+            },
+            known: TunnelKnown::default(),
+        }
+    }
+
+    /// Wanted, and not given up.
+    pub fn is_open(&self) -> bool {
+        self.wanted.open && self.known.state != TunnelState::Failed
+    }
+
+    /// Where it is reached from this machine, once it has a port.
+    pub fn url(&self) -> Option<String> {
+        self.known.local_port.map(|port| format!("http://127.0.0.1:{port}"))
+    }
+}
+
+/// The name of a tunnel's record: one for each port of a pod.
+pub fn name_of(pod: &str, remote_port: u16) -> String {
+    format!("{pod}:{remote_port}")
 }

@@ -1,0 +1,1 @@
+//! The guard: a process that only holds the key and starts the worker again when it dies.

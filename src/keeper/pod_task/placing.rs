@@ -1,0 +1,219 @@
+//! From the intent to a pod: one POST a candidate, the next only after a definite refusal, never again after an
+//! unclear answer.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::PodTask;
+use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, HomeIdentity, MOST_PRICE_PER_HOUR, Phase, PodRecord};
+use crate::provider::{GpuProvider, Pod, PodSpec, ProviderError, chain};
+
+/// How long a provider that can't be reached is tried; a pod that starts long after it was asked for is a surprise.
+const TRY_TO_REACH: SignedDuration = SignedDuration::from_secs(60);
+
+/// What looking for a pod by its name came to.
+#[derive(PartialEq, Eq)]
+pub(super) enum Search {
+    Found,
+    NotListed,
+    Failed,
+}
+
+impl PodTask {
+    pub(super) async fn place(&mut self, provider: &dyn GpuProvider, record: PodRecord) {
+        let Some(candidate) = record.wanted.candidates.get(record.known.attempts.len()).cloned() else {
+            let problem = refused_by_all(&record.known.attempts);
+            self.refused(problem).await;
+            return;
+        };
+        let spec = match self.spec(provider, &record, &candidate.gpu).await {
+            Ok(spec) => spec,
+            Err(problem) => {
+                self.refused(problem).await;
+                return;
+            }
+        };
+        let journaled = self
+            .know(|record| {
+                record.known.phase = Phase::Posting;
+                record.known.posted_at = Some(Timestamp::now());
+                record.known.problem = None;
+            })
+            .await;
+        // Without the journal on disk there is no POST; and asking for the account's keys took a moment, in which the
+        // wish may have been taken back.
+        let still_wanted = matches!(self.record(), Ok(Some(record)) if self.reason_to_end(&record).is_none());
+        if !journaled || !still_wanted {
+            self.know(|record| record.known.phase = Phase::Journaled).await;
+            return;
+        }
+        tracing::info!(pod = spec.name, gpu = spec.gpu, "creating");
+        match provider.create_pod(&spec).await {
+            Ok(answer) => {
+                let now = self.succeeded(&answer);
+                self.found(answer.value, now).await;
+            }
+            Err(error) => self.not_created(error, candidate.gpu).await,
+        }
+    }
+
+    /// Takes a pod that is there into the record, and doesn't rest until that is on disk: until then nobody else
+    /// would end it.
+    async fn found(&mut self, pod: Pod, now: Timestamp) {
+        let too_dear = pod.cost_per_hour > MOST_PRICE_PER_HOUR + 0.005;
+        loop {
+            let pod = pod.clone();
+            let written = self
+                .keeper
+                .fleet
+                .know(&self.name, &self.intent, move |record| {
+                    record.learn(&pod, now);
+                    record.known.problem = None;
+                    if too_dear {
+                        record.known.ending_since = Some(Timestamp::now());
+                        record.known.ending_cause = Some(format!(
+                            "it costs ${:.2}/h, more than the cap of ${MOST_PRICE_PER_HOUR:.2}/h",
+                            pod.cost_per_hour
+                        ));
+                    }
+                })
+                .await;
+            match written {
+                Ok(_) => return,
+                Err(error) => tracing::error!(error = %chain(&error), "a new pod can't be recorded; trying again"),
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn not_created(&mut self, error: ProviderError, gpu: String) {
+        let problem = chain(&error);
+        tracing::warn!(pod = self.name, gpu, error = problem, "not created");
+        if error.may_have_happened() {
+            // The pod may appear in the list within moments.
+            self.call_again_in(self.keeper.timing.backoff_first);
+            self.know(|record| {
+                record.known.phase = Phase::Unknown;
+                record.known.problem = Some(problem);
+            })
+            .await;
+            return;
+        }
+        match error {
+            // Definitely no pod with this GPU; the next one may do.
+            ProviderError::Refused { .. } | ProviderError::Forbidden { .. } => {
+                self.know(|record| {
+                    record.known.phase = Phase::Journaled;
+                    record.known.attempts.push(Attempt { gpu, outcome: problem });
+                })
+                .await;
+            }
+            ProviderError::RateLimited { retry_after } => {
+                self.call_again_in(retry_after);
+                self.know(|record| {
+                    record.known.phase = Phase::Journaled;
+                    record.known.problem = Some(problem);
+                })
+                .await;
+            }
+            ProviderError::Unreachable { .. } if self.asked_recently() => {
+                self.back_off();
+                self.know(|record| {
+                    record.known.phase = Phase::Journaled;
+                    record.known.problem = Some(problem);
+                })
+                .await;
+            }
+            _ => {
+                let outcome = problem.clone();
+                self.know(|record| record.known.attempts.push(Attempt { gpu, outcome })).await;
+                self.refused(problem).await;
+            }
+        }
+    }
+
+    fn asked_recently(&self) -> bool {
+        let asked = self.record().ok().flatten().map(|record| record.wanted.requested_at);
+        asked.is_some_and(|at| Timestamp::now().duration_since(at) < TRY_TO_REACH)
+    }
+
+    async fn refused(&self, problem: String) {
+        self.know(|record| {
+            record.known.phase = Phase::Refused;
+            record.known.problem = Some(problem);
+        })
+        .await;
+    }
+
+    /// Looks for the pod by its unique name.
+    pub(super) async fn search(&mut self, provider: &dyn GpuProvider, record: &PodRecord) -> Search {
+        let cloud_name = record.cloud_name(&self.name);
+        match provider.pods().await {
+            Ok(listed) => {
+                let now = self.succeeded(&listed);
+                if let Some(pod) = listed.value.into_iter().find(|pod| pod.name == cloud_name) {
+                    tracing::info!(pod = pod.id, "a pod whose create had no clear answer was found");
+                    self.found(pod, now).await;
+                    return Search::Found;
+                }
+                self.call_again_in(self.keeper.timing.pod_poll_waiting);
+                Search::NotListed
+            }
+            Err(error) => {
+                self.back_off();
+                tracing::warn!(pod = self.name, error = %chain(&error), "the pod can't be looked for");
+                Search::Failed
+            }
+        }
+    }
+
+    async fn spec(&self, provider: &dyn GpuProvider, record: &PodRecord, gpu: &str) -> Result<PodSpec, String> {
+        let request = &record.wanted.request;
+        let identity = HomeIdentity::ensure(&self.keeper.home, &self.keeper.timing).map_err(|error| chain(&error))?;
+        let ours = self.keeper.ssh.public_key().await.map_err(|error| chain(&error))?;
+        // Naming PUBLIC_KEY replaces what the provider would put there, so the account's keys go in beside ours. A key
+        // that may not read them is no reason to fail.
+        let mut keys = match provider.ssh_keys().await {
+            Ok(keys) => keys.value,
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the account's SSH keys can't be read; the pod gets only ours");
+                Vec::new()
+            }
+        };
+        keys.push(ours);
+        let env = BTreeMap::from([
+            ("PUBLIC_KEY".to_owned(), keys.join("\n")),
+            (ENV_OWNER.to_owned(), identity.owner),
+            (ENV_EXPIRES_AT.to_owned(), record.expires_at().to_string()),
+        ]);
+        Ok(PodSpec {
+            name: record.cloud_name(&self.name),
+            image: request.image.clone(),
+            gpu: gpu.to_owned(),
+            gpu_count: request.gpu_count,
+            min_cuda: None,
+            cloud: request.cloud,
+            data_centers: request.data_centers.clone(),
+            disk_gb: request.disk_gb,
+            volume: request.volume.clone(),
+            ports: request.ports.clone(),
+            env,
+        })
+    }
+}
+
+/// When all refuse alike it is not the stock but the request.
+fn refused_by_all(attempts: &[Attempt]) -> String {
+    match attempts {
+        [] => "there was nothing to try".to_owned(),
+        [first, rest @ ..] if !rest.is_empty() && rest.iter().all(|other| other.outcome == first.outcome) => {
+            format!("all {} GPUs were refused alike, so it may be the request: {}", attempts.len(), first.outcome)
+        }
+        _ => {
+            let all: Vec<_> = attempts.iter().map(|attempt| format!("{}: {}", attempt.gpu, attempt.outcome)).collect();
+            format!("every GPU was refused ({})", all.join("; "))
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The keeper's ear: JSON lines over a 0600 socket in the home.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinHandle;
+
+use super::Keeper;
+use crate::background::{Hello, Request, socket_path};
+use crate::state::{self, StateError};
+
+/// A line holds a key at most.
+const MOST_LINE_BYTES: u64 = 64 * 1024;
+
+pub(super) fn serve(keeper: Arc<Keeper>) -> Result<JoinHandle<()>, StateError> {
+    let path = socket_path(&keeper.home);
+    let failed = |source| StateError::Io { path: path.clone(), doing: "listened on", source };
+    if let Some(folder) = path.parent() {
+        state::make_private_folder(folder)?;
+        // A folder outside the home could have been made by somebody else before us.
+        let metadata = std::fs::metadata(folder).map_err(failed)?;
+        if metadata.uid() != rustix::process::getuid().as_raw() || metadata.permissions().mode() & 0o077 != 0 {
+            return Err(failed(std::io::Error::other("its folder is open to others")));
+        }
+    }
+    // We hold the keeper's lock, so a socket that lies here is a dead one's.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let talk = answer(keeper.clone(), stream);
+                    tokio::spawn(tokio::time::timeout(Duration::from_secs(5), talk));
+                }
+                // Out of file descriptors, say: not a reason to stop listening.
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }))
+}
+
+async fn answer(keeper: Arc<Keeper>, stream: UnixStream) {
+    let mut line = String::new();
+    let mut reader = BufReader::new(stream.take(MOST_LINE_BYTES));
+    if reader.read_line(&mut line).await.is_err() {
+        return;
+    }
+    let reply = match serde_json::from_str::<Request>(&line) {
+        Ok(Request::Hello) => serde_json::to_string(&keeper.hello()).unwrap_or_default(),
+        Ok(Request::Key { key }) => {
+            let provider = (keeper.connect)(SecretString::from(key));
+            keeper.provider.send_replace(Some(provider));
+            keeper.turn.send_modify(|turn| *turn += 1);
+            "{}".to_owned()
+        }
+        Ok(Request::Wake) => {
+            keeper.turn.send_modify(|turn| *turn += 1);
+            "{}".to_owned()
+        }
+        Ok(Request::Retire) => {
+            keeper.retire.cancel();
+            "{}".to_owned()
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a line on the socket can't be read");
+            r#"{"error":"unknown request"}"#.to_owned()
+        }
+    };
+    let stream = reader.get_mut().get_mut();
+    let _ = stream.write_all(format!("{reply}\n").as_bytes()).await;
+}
+
+impl Keeper {
+    fn hello(&self) -> Hello {
+        Hello {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            has_key: self.provider.borrow().is_some(),
+            loop_age_ms: u64::try_from(self.last_turn.borrow().elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
