@@ -65,9 +65,14 @@ impl Default for ApiOrigin {
 }
 
 impl ApiOrigin {
-    /// Plain http to this very machine: no TLS, no certificates, no proxy.
-    pub fn is_plain_loopback(&self) -> bool {
+    /// Plain http, and so to this very machine: no certificates are needed.
+    pub fn is_plain(&self) -> bool {
         self.0.scheme() == "http"
+    }
+
+    /// This very machine, which no proxy leads to.
+    pub fn is_loopback(&self) -> bool {
+        is_loopback(&self.0)
     }
 
     /// The origin followed by an absolute path.
@@ -101,13 +106,14 @@ mod tests {
         }
         assert_eq!(parse(" https://example.net:8443/v2\n").unwrap().to_string(), "https://example.net:8443");
         assert_eq!(ApiOrigin::default().join("/v2/pods").as_str(), "https://api.runpod.io/v2/pods");
-        assert!(!ApiOrigin::default().is_plain_loopback());
+        assert!(!ApiOrigin::default().is_plain() && !ApiOrigin::default().is_loopback());
+        assert!(parse("https://127.0.0.1:8443").unwrap().is_loopback());
     }
 
     #[test]
     fn plain_http_goes_to_loopback_only() {
         for text in ["http://127.0.0.1:8080", "http://127.8.9.1/v2", "http://[::1]:99/", "http://localhost:1"] {
-            assert!(parse(text).unwrap().is_plain_loopback(), "{text}");
+            assert!(parse(text).unwrap().is_plain(), "{text}");
         }
         for text in ["http://api.runpod.io", "http://10.0.0.1", "http://localhost.example.net", "http://0.0.0.0:80"] {
             assert!(matches!(parse(text), Err(OriginError::PlainHttp { .. })), "{text}");

@@ -225,21 +225,26 @@ impl Transport {
             // The HTTP library would panic.
             return Err(ProviderError::Setup("this process has installed no TLS cryptography".to_owned()));
         }
-        let builder = Client::builder()
-            .user_agent(&self.user_agent)
+        let user_agent = HeaderValue::from_str(&self.user_agent)
+            .map_err(|_| ProviderError::Setup("the program's name can't be sent as a User-Agent".to_owned()))?;
+        let mut builder = Client::builder()
+            .user_agent(user_agent)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(self.timeouts.connect)
             .pool_idle_timeout(IDLE_CONNECTION);
-        if self.origin.is_plain_loopback() {
+        if self.origin.is_loopback() {
+            builder = builder.no_proxy();
+        }
+        if self.origin.is_plain() {
             // Reading the system's certificates takes time and fails on a machine that has none; here none are needed.
-            let builder = builder.no_proxy().tls_certs_only([]);
-            return builder.build().map_err(|error| ProviderError::Setup(format!("no HTTP client: {}", chain(&error))));
+            let built = builder.tls_certs_only([]).build();
+            return built.map_err(|error| ProviderError::Setup(format!("no HTTP client: {}", chain(&error))));
         }
         builder.build().map_err(|error| {
             let cause = chain(&error);
             ProviderError::Setup(format!(
-                "https needs the system's CA certificates: install `ca-certificates` ({cause})"
+                "https needs the system's CA certificates: install the package `ca-certificates` ({cause})"
             ))
         })
     }
