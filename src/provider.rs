@@ -22,6 +22,8 @@ pub trait GpuProvider: Send + Sync + std::fmt::Debug {
     async fn pod(&self, id: &str) -> Result<Stamped<Pod>, ProviderError>;
     /// Every pod of the account, all pages.
     async fn pods(&self) -> Result<Stamped<Vec<Pod>>, ProviderError>;
+    /// Start, stop or restart. [`PodAction::Terminate`] is refused as [`ProviderError::Invalid`] and not sent: use
+    /// [`GpuProvider::delete_pod`], after which there is no pod to return.
     async fn control_pod(&self, id: &str, action: PodAction) -> Result<Stamped<Pod>, ProviderError>;
     /// Idempotent. A 404 comes back as [`ProviderError::NotFound`] and proves nothing by itself.
     async fn delete_pod(&self, id: &str) -> Result<Stamped<()>, ProviderError>;
@@ -35,7 +37,7 @@ pub trait GpuProvider: Send + Sync + std::fmt::Debug {
 }
 
 /// What one create asks for. `env` holds everything that goes into the container, `PUBLIC_KEY` included.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct PodSpec {
     pub name: String,
     pub image: String,
@@ -88,7 +90,7 @@ pub enum PodStatus {
     Unknown,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Pod {
     pub id: String,
     pub name: String,
@@ -200,6 +202,43 @@ pub enum ProviderError {
     /// What this machine lacks to make the call at all, such as CA certificates.
     #[error("{0}")]
     Setup(String),
+}
+
+/// Written by hand, so that of the environment only the names are shown.
+impl std::fmt::Debug for PodSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PodSpec")
+            .field("name", &self.name)
+            .field("image", &self.image)
+            .field("gpu", &self.gpu)
+            .field("gpu_count", &self.gpu_count)
+            .field("min_cuda", &self.min_cuda)
+            .field("cloud", &self.cloud)
+            .field("data_centers", &self.data_centers)
+            .field("disk_gb", &self.disk_gb)
+            .field("volume", &self.volume)
+            .field("ports", &self.ports)
+            .field("env", &self.env.keys())
+            .finish()
+    }
+}
+
+/// Written by hand, so that of the environment only the names are shown.
+impl std::fmt::Debug for Pod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pod")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .field("status", &self.status)
+            .field("gpu", &self.gpu)
+            .field("gpu_count", &self.gpu_count)
+            .field("data_center", &self.data_center)
+            .field("volume", &self.volume)
+            .field("cost_per_hour", &self.cost_per_hour)
+            .field("ssh", &self.ssh)
+            .field("env", &self.env.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 fn join(errors: &[String]) -> String {

@@ -1,1 +1,203 @@
-//! To come.
+//! RunPod as a [`GpuProvider`], over its REST API v2. Three layers: [`transport`] sends, this file names the
+//! operations, [`wire`] turns JSON into the domain's types and back.
+
+mod origin;
+mod transport;
+mod wire;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use reqwest::Method;
+use secrecy::SecretString;
+use serde::de::DeserializeOwned;
+
+pub use origin::{ApiOrigin, OriginError};
+use transport::{Answer, Call, Operation, Transport};
+use wire::{GpuPage, Next, Page, PodBody, PodPage, SshKeys, VolumeBody, VolumePage};
+
+use crate::provider::{GpuProvider, GpuType, Pod, PodAction, PodSpec, ProviderError, Stamped, Volume, VolumeSpec};
+
+/// Far more pages than an account has; a list that goes on longer is none.
+const MAX_PAGES: usize = 200;
+
+static LIST_PODS: Operation = operation("listPods", Method::GET, "/v2/pods", "list of pods");
+static CREATE_POD: Operation = operation("createPod", Method::POST, "/v2/pods", "thing that the new pod names");
+static GET_POD: Operation = operation("getPod", Method::GET, "/v2/pods/{id}", "pod");
+static POD_ACTION: Operation = operation("podAction", Method::POST, "/v2/pods/{id}/action", "pod");
+static DELETE_POD: Operation = operation("deletePod", Method::DELETE, "/v2/pods/{id}", "pod");
+static LIST_VOLUMES: Operation =
+    operation("listNetworkVolumes", Method::GET, "/v2/network-volumes", "list of network volumes");
+static CREATE_VOLUME: Operation =
+    operation("createNetworkVolume", Method::POST, "/v2/network-volumes", "thing that the new volume names");
+static UPDATE_VOLUME: Operation =
+    operation("updateNetworkVolume", Method::PATCH, "/v2/network-volumes/{id}", "network volume");
+static LIST_GPUS: Operation = operation("listGpuTypes", Method::GET, "/v2/catalog/gpus", "GPU catalog");
+static GET_SSH_KEYS: Operation = operation("getSshKeys", Method::GET, "/v2/account/ssh-keys", "list of SSH keys");
+
+/// The `operationId`s of RunPod's OpenAPI document that this client uses.
+pub const OPERATIONS: &[&str] = &[
+    LIST_PODS.id,
+    CREATE_POD.id,
+    GET_POD.id,
+    POD_ACTION.id,
+    DELETE_POD.id,
+    LIST_VOLUMES.id,
+    CREATE_VOLUME.id,
+    UPDATE_VOLUME.id,
+    LIST_GPUS.id,
+    GET_SSH_KEYS.id,
+];
+
+/// What a [`RunPod`] is made of.
+#[derive(Debug)]
+pub struct RunPodOptions {
+    pub origin: ApiOrigin,
+    pub key: SecretString,
+    /// Names the program to the API, which refuses some libraries' defaults.
+    pub user_agent: String,
+    pub timeouts: RunPodTimeouts,
+}
+
+/// How long a call may take, and how a safe one is repeated.
+#[derive(Debug, Clone)]
+pub struct RunPodTimeouts {
+    pub connect: Duration,
+    /// One attempt of a GET or DELETE, its answer included.
+    pub request: Duration,
+    /// The one attempt of anything that is never repeated: creates, actions, changes.
+    pub create: Duration,
+    /// All attempts of a GET or DELETE and the waits between them.
+    pub total: Duration,
+    /// Attempts of a GET or DELETE, the first one included.
+    pub attempts: usize,
+    /// The wait before the second attempt; it doubles, with jitter.
+    pub first_retry: Duration,
+    /// The longest `Retry-After` that is waited for; a longer one is the caller's to decide.
+    pub longest_rate_limit_wait: Duration,
+}
+
+impl Default for RunPodTimeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            request: Duration::from_secs(20),
+            create: Duration::from_secs(30),
+            total: Duration::from_secs(40),
+            attempts: 3,
+            first_retry: Duration::from_millis(300),
+            longest_rate_limit_wait: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A client of RunPod's REST API v2. Nothing is read or opened before the first call.
+pub struct RunPod {
+    transport: Transport,
+}
+
+impl RunPod {
+    pub fn new(options: RunPodOptions) -> Self {
+        Self { transport: Transport::new(options) }
+    }
+
+    async fn call<Body: DeserializeOwned, Value: From<Body>>(
+        &self,
+        call: Call<'_>,
+    ) -> Result<Stamped<Value>, ProviderError> {
+        let answer = self.transport.send(&call).await?;
+        Ok(Stamped { value: self.decode::<Body>(&call, &answer)?.into(), date: answer.date })
+    }
+
+    /// All pages, stamped with the date of the last one.
+    async fn list<P: Page>(&self, call: Call<'_>) -> Result<Stamped<Vec<P::Item>>, ProviderError> {
+        let path = format!("{} {}", call.operation.method, call.operation.path);
+        let incomplete = |reason: &str| ProviderError::Unreadable { path: path.clone(), reason: reason.to_owned() };
+        let mut items = Vec::new();
+        let mut cursors = HashSet::new();
+        let mut page_call = call.clone();
+        for _ in 0..MAX_PAGES {
+            let answer = self.transport.send(&page_call).await?;
+            let (more, pagination) = self.decode::<P>(&page_call, &answer)?.into_parts();
+            items.extend(more);
+            match pagination.map_or(Next::End, wire::Pagination::next) {
+                Next::End => return Ok(Stamped { value: wire::without_repeats::<P>(items), date: answer.date }),
+                Next::Lost => return Err(incomplete("there are more pages, but no cursor that leads to them")),
+                Next::Cursor(cursor) if !cursors.insert(cursor.clone()) => {
+                    return Err(incomplete("the pages lead back to one that was read already"));
+                }
+                Next::Cursor(cursor) => page_call = call.clone().query("cursor", cursor),
+            }
+        }
+        Err(incomplete("the list has no end"))
+    }
+
+    fn decode<T: DeserializeOwned>(&self, call: &Call<'_>, answer: &Answer) -> Result<T, ProviderError> {
+        wire::decode(&answer.body).map_err(|error| ProviderError::Unreadable {
+            path: self.transport.clean(&error.path, call),
+            reason: self.transport.clean(&error.reason, call),
+        })
+    }
+}
+
+impl fmt::Debug for RunPod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunPod").field("origin", &self.transport.origin().to_string()).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl GpuProvider for RunPod {
+    async fn create_pod(&self, spec: &PodSpec) -> Result<Stamped<Pod>, ProviderError> {
+        self.call::<PodBody, _>(Call::new(&CREATE_POD).body(wire::create_pod(spec)).hiding(spec.env.values())).await
+    }
+
+    async fn pod(&self, id: &str) -> Result<Stamped<Pod>, ProviderError> {
+        self.call::<PodBody, _>(Call::new(&GET_POD).id(id)).await
+    }
+
+    async fn pods(&self) -> Result<Stamped<Vec<Pod>>, ProviderError> {
+        self.list::<PodPage>(Call::new(&LIST_PODS)).await
+    }
+
+    async fn control_pod(&self, id: &str, action: PodAction) -> Result<Stamped<Pod>, ProviderError> {
+        if action == PodAction::Terminate {
+            // The API answers it with nothing, so there is no pod to return; deleting has the same effect.
+            let detail = "a pod is ended by deleting it".to_owned();
+            return Err(ProviderError::Invalid { detail, errors: Vec::new() });
+        }
+        self.call::<PodBody, _>(Call::new(&POD_ACTION).id(id).body(wire::pod_action(action))).await
+    }
+
+    async fn delete_pod(&self, id: &str) -> Result<Stamped<()>, ProviderError> {
+        let answer = self.transport.send(&Call::new(&DELETE_POD).id(id)).await?;
+        Ok(Stamped { value: (), date: answer.date })
+    }
+
+    async fn volumes(&self) -> Result<Stamped<Vec<Volume>>, ProviderError> {
+        self.list::<VolumePage>(Call::new(&LIST_VOLUMES)).await
+    }
+
+    async fn create_volume(&self, spec: &VolumeSpec) -> Result<Stamped<Volume>, ProviderError> {
+        self.call::<VolumeBody, _>(Call::new(&CREATE_VOLUME).body(wire::create_volume(spec))).await
+    }
+
+    async fn grow_volume(&self, id: &str, size_gb: u32) -> Result<Stamped<Volume>, ProviderError> {
+        self.call::<VolumeBody, _>(Call::new(&UPDATE_VOLUME).id(id).body(wire::grow_volume(size_gb))).await
+    }
+
+    async fn gpus(&self, count: u32) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
+        let call = Call::new(&LIST_GPUS).query("include", "AVAILABILITY").query("product", "POD");
+        self.list::<GpuPage>(call.query("count", count.max(1).to_string())).await
+    }
+
+    async fn ssh_keys(&self) -> Result<Stamped<Vec<String>>, ProviderError> {
+        self.call::<SshKeys, _>(Call::new(&GET_SSH_KEYS)).await
+    }
+}
+
+const fn operation(id: &'static str, method: Method, path: &'static str, what: &'static str) -> Operation {
+    Operation { id, method, path, what }
+}
