@@ -35,11 +35,16 @@ const ADOPTED_LIVES_AT_LEAST: SignedDuration = SignedDuration::from_mins(15);
 /// Makes the provider from a key; passed in, for only `app` picks one.
 pub type Connect = Arc<dyn Fn(SecretString) -> Arc<dyn GpuProvider> + Send + Sync>;
 
+pub type OnKey = Arc<dyn Fn(SecretString) + Send + Sync>;
+
 pub struct KeeperOptions {
     pub home: Home,
     pub timing: Timing,
+    pub origin: String,
     pub key: Option<SecretString>,
     pub connect: Connect,
+    /// Told of a key that came over the socket, so that the guard has it when the worker dies.
+    pub on_key: OnKey,
     pub ssh: Ssh,
     /// Cancelled from outside: start nothing new, end the ssh children, end.
     pub stop: CancellationToken,
@@ -64,8 +69,10 @@ struct Keeper {
     fleet: Fleet,
     tunnels: Tunnels,
     ssh: Ssh,
+    origin: String,
     provider: watch::Sender<Option<Arc<dyn GpuProvider>>>,
     connect: Connect,
+    on_key: OnKey,
     /// Counts turns; a change means: compare now.
     turn: watch::Sender<u64>,
     last_turn: watch::Sender<Instant>,
@@ -84,7 +91,9 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
         timing: options.timing,
         ssh: options.ssh,
         provider: watch::Sender::new(provider),
+        origin: options.origin,
         connect: options.connect,
+        on_key: options.on_key,
         turn: watch::Sender::new(0),
         last_turn: watch::Sender::new(Instant::now()),
         retire: CancellationToken::new(),

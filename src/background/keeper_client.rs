@@ -37,6 +37,10 @@ pub struct Hello {
     pub pid: u32,
     pub version: String,
     pub has_key: bool,
+    /// The provider's origin that it talks to.
+    pub origin: String,
+    /// It was told to end and starts nothing new.
+    pub is_ending: bool,
     /// Milliseconds since its loop last compared wanted with known.
     pub loop_age_ms: u64,
 }
@@ -113,7 +117,12 @@ impl KeeperClient {
         let started = Instant::now();
         let mut killed_wedged = false;
         loop {
-            if let Some(hello) = self.hello().await {
+            if let Some(hello) = self.hello().await.filter(|hello| !hello.is_ending) {
+                if hello.origin != self.origin {
+                    tracing::info!(from = hello.origin, to = self.origin, "the keeper is replaced");
+                    self.retire().await;
+                    continue;
+                }
                 if let (false, Some(key)) = (hello.has_key, &self.key) {
                     let _ = self.send(&Request::Key { key: key.expose_secret().to_owned() }).await;
                 }

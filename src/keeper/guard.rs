@@ -1,1 +1,83 @@
-//! The guard: a process that only holds the key and starts the worker again when it dies.
+//! The guard: a process that holds the key and starts the worker again when it dies.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio_util::sync::CancellationToken;
+
+use crate::background::{KeeperSeed, Launcher};
+use crate::config::Home;
+
+const PAUSE_BEFORE_RESTART: Duration = Duration::from_millis(500);
+/// How long a worker that was told to end may take before it is killed. A POST in flight is waited for by the worker
+/// itself, and its intent is on disk.
+const WORKER_ENDS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Keeps a worker running until one ends by itself or `stop` is cancelled.
+pub async fn run(launcher: &Launcher, home: &Home, mut seed: KeeperSeed, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        match start_worker(launcher, home, &seed).await {
+            Ok(worker) => {
+                if watch_worker(worker, &mut seed, &stop).await {
+                    return;
+                }
+                tracing::warn!("the keeper's worker died and is started again");
+            }
+            Err(error) => tracing::error!(%error, "the keeper's worker can't be started"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(PAUSE_BEFORE_RESTART) => {}
+        }
+    }
+}
+
+/// The worker's stderr is ours, the log; its stdout brings newer keys; its stdin ends with us.
+async fn start_worker(launcher: &Launcher, home: &Home, seed: &KeeperSeed) -> std::io::Result<Child> {
+    let mut child = Command::new(&launcher.program)
+        .arg("keeper")
+        .arg(home.root())
+        .arg("--worker")
+        .env_clear()
+        .envs(launcher.environment.iter().map(|(name, value)| (name, value)))
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = serde_json::to_string(seed).map_err(std::io::Error::other)?;
+    line.push('\n');
+    if let Some(stdin) = &mut child.stdin {
+        stdin.write_all(line.as_bytes()).await?;
+    }
+    Ok(child)
+}
+
+/// True when the worker ended by itself or was told to.
+async fn watch_worker(mut worker: Child, seed: &mut KeeperSeed, stop: &CancellationToken) -> bool {
+    // tokio's `wait` would close the stdin, by which the worker knows that we live.
+    let stdin = worker.stdin.take();
+    let mut keys = worker.stdout.take().map(|stdout| BufReader::new(stdout).lines());
+    loop {
+        let next_key = async {
+            match &mut keys {
+                Some(lines) => lines.next_line().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            status = worker.wait() => return status.is_ok_and(|status| status.success()),
+            line = next_key => match line {
+                Ok(Some(key)) => seed.key = Some(key),
+                _ => keys = None,
+            },
+            () = stop.cancelled() => break,
+        }
+    }
+    drop(stdin);
+    if tokio::time::timeout(WORKER_ENDS_WITHIN, worker.wait()).await.is_err() {
+        let _ = worker.kill().await;
+    }
+    true
+}

@@ -54,8 +54,9 @@ async fn answer(keeper: Arc<Keeper>, stream: UnixStream) {
     let reply = match serde_json::from_str::<Request>(&line) {
         Ok(Request::Hello) => serde_json::to_string(&keeper.hello()).unwrap_or_default(),
         Ok(Request::Key { key }) => {
-            let provider = (keeper.connect)(SecretString::from(key));
-            keeper.provider.send_replace(Some(provider));
+            let key = SecretString::from(key);
+            keeper.provider.send_replace(Some((keeper.connect)(key.clone())));
+            (keeper.on_key)(key);
             keeper.turn.send_modify(|turn| *turn += 1);
             "{}".to_owned()
         }
@@ -82,6 +83,8 @@ impl Keeper {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             has_key: self.provider.borrow().is_some(),
+            origin: self.origin.clone(),
+            is_ending: self.retire.is_cancelled() || self.stop.is_cancelled(),
             loop_age_ms: u64::try_from(self.last_turn.borrow().elapsed().as_millis()).unwrap_or(u64::MAX),
         }
     }
