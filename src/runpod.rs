@@ -1,5 +1,5 @@
-//! RunPod as a [`GpuProvider`], over its REST API v2. Three layers: [`transport`] sends, this file names the
-//! operations, [`wire`] turns JSON into the domain's types and back.
+//! RunPod as a [`GpuProvider`], over its REST API v2. Three layers: `transport` sends, this file names the
+//! operations, `wire` turns JSON into the domain's types and back.
 
 mod origin;
 mod transport;

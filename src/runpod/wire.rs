@@ -2,19 +2,18 @@
 //! enumeration values are no error, nor are optional fields that are missing or null. Strict in sending: the API
 //! answers an unknown key with a 422.
 
+mod ssh;
+
 use std::collections::{BTreeMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::provider::{
-    Cloud, GpuType, Pod, PodAction, PodSpec, PodStatus, SshAddress, Stock, Volume, VolumeMount, VolumeSpec,
-};
+use ssh::{RuntimePort, Ssh};
 
-const SSH_PORT: u16 = 22;
+use crate::provider::{Cloud, GpuType, Pod, PodAction, PodSpec, PodStatus, Stock, Volume, VolumeMount, VolumeSpec};
 
 /// Where and why a body can't be read.
 pub(super) struct DecodeError {
@@ -223,30 +222,9 @@ struct NetworkMount {
 }
 
 #[derive(Deserialize)]
-struct Ssh {
-    proxy: Option<Value>,
-    direct: Option<SshEndpoint>,
-}
-
-#[derive(Deserialize)]
-struct SshEndpoint {
-    host: String,
-    port: u16,
-    username: Option<String>,
-}
-
-#[derive(Deserialize)]
 struct Runtime {
     uptime: Option<f64>,
     ports: Option<Vec<RuntimePort>>,
-}
-
-#[derive(Deserialize)]
-struct RuntimePort {
-    private: Option<u16>,
-    public: Option<u16>,
-    r#type: Option<String>,
-    ip: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -267,10 +245,8 @@ pub(super) struct GpuBody {
     memory: u32,
     secure: Option<bool>,
     community: Option<bool>,
-    #[serde(default)]
-    price: PerCloud<f64>,
-    #[serde(default)]
-    max_count: PerCloud<u32>,
+    price: Option<PerCloud<f64>>,
+    max_count: Option<PerCloud<u32>>,
     availability: Option<String>,
     data_centers: Option<Vec<DataCenterStock>>,
 }
@@ -296,11 +272,10 @@ impl<T> Default for PerCloud<T> {
 impl From<PodBody> for Pod {
     fn from(body: PodBody) -> Self {
         let runtime_ports = body.runtime.as_ref().and_then(|runtime| runtime.ports.as_deref()).unwrap_or_default();
-        let has_ssh_proxy = body.ssh.as_ref().is_some_and(|ssh| ssh.proxy.is_some());
-        let direct = body.ssh.and_then(|ssh| ssh.direct).and_then(direct_address);
+        let (ssh, has_ssh_proxy) = ssh::address(body.ssh, runtime_ports);
         let mount = body.mounts.and_then(|mounts| mounts.network).and_then(|mounts| mounts.into_iter().next());
         Self {
-            ssh: direct.or_else(|| runtime_ports.iter().find_map(mapped_address)),
+            ssh,
             has_ssh_proxy,
             id: body.id,
             name: body.name.unwrap_or_default(),
@@ -339,12 +314,13 @@ impl From<GpuBody> for GpuType {
     fn from(body: GpuBody) -> Self {
         // A cloud that doesn't offer the GPU is told by its flag, by a price of 0, or both.
         let offered = |price: Option<f64>, flag: Option<bool>| price.filter(|p| *p > 0.0 && flag != Some(false));
-        let secure_price = offered(body.price.secure, body.secure);
-        let community_price = offered(body.price.community, body.community);
+        let (price, max) = (body.price.unwrap_or_default(), body.max_count.unwrap_or_default());
+        let secure_price = offered(price.secure, body.secure);
+        let community_price = offered(price.community, body.community);
         let max_count = |told: Option<u32>, price: Option<f64>| told.unwrap_or(u32::from(price.is_some()));
         Self {
-            max_count_secure: max_count(body.max_count.secure, secure_price),
-            max_count_community: max_count(body.max_count.community, community_price),
+            max_count_secure: max_count(max.secure, secure_price),
+            max_count_community: max_count(max.community, community_price),
             name: body.name.unwrap_or_else(|| body.id.clone()),
             id: body.id,
             vram_gb: body.memory,
@@ -411,109 +387,12 @@ fn environment(env: Value) -> BTreeMap<String, String> {
     entries.into_iter().map(|(name, value)| (name, text(value))).collect()
 }
 
-fn direct_address(endpoint: SshEndpoint) -> Option<SshAddress> {
-    let user = endpoint.username.filter(|user| !user.is_empty()).unwrap_or_else(|| "root".to_owned());
-    let address = SshAddress { host: endpoint.host, port: endpoint.port, user };
-    if is_safe(&address) {
-        return Some(address);
-    }
-    tracing::warn!(?address, "the provider told an SSH address that is none");
-    None
-}
-
-/// The mapping of sshd's port, where it leads to an address that can be reached from here. Such a list also holds
-/// addresses of the provider's inner network.
-fn mapped_address(port: &RuntimePort) -> Option<SshAddress> {
-    let is_ssh = port.private == Some(SSH_PORT) && port.r#type.as_deref().is_none_or(|kind| kind == "tcp");
-    let host: IpAddr = port.ip.as_deref().filter(|_| is_ssh)?.parse().ok()?;
-    let public = port.public.filter(|port| *port != 0)?;
-    is_reachable(host).then(|| SshAddress { host: host.to_string(), port: public, user: "root".to_owned() })
-}
-
-/// The address becomes arguments of a program: nothing may pass as an option, a list or a path.
-fn is_safe(address: &SshAddress) -> bool {
-    let plain = |text: &str, more: &str| {
-        !text.is_empty()
-            && text.len() <= 253
-            && !text.starts_with('-')
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
-    };
-    address.port != 0 && plain(&address.host, ".-:") && plain(&address.user, "._-")
-}
-
-/// Public addresses, and loopback: the provider may be a sandbox on this machine.
-fn is_reachable(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            let shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64;
-            let nowhere = v4.octets()[0] == 0 || v4.is_link_local() || v4.is_multicast() || v4 == Ipv4Addr::BROADCAST;
-            !(shared || nowhere || v4.is_private())
-        }
-        IpAddr::V6(v6) => {
-            let inner = v6.is_unique_local() || v6.is_unicast_link_local();
-            !(inner || v6.is_unspecified() || v6.is_multicast())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn pod(json: Value) -> Pod {
         decode::<PodBody>(json.to_string().as_bytes()).ok().expect("a pod").into()
-    }
-
-    #[test]
-    fn addresses_of_inner_networks_are_no_way_to_a_pod() {
-        for inner in
-            ["100.64.0.1", "100.127.255.254", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.1.1", "0.0.0.0"]
-        {
-            assert!(!is_reachable(inner.parse().unwrap()), "{inner}");
-        }
-        for inner in ["fd00::1", "fe80::1", "::"] {
-            assert!(!is_reachable(inner.parse().unwrap()), "{inner}");
-        }
-        for public in ["100.63.255.255", "100.128.0.1", "203.0.113.9", "127.0.0.1", "2001:db8::1", "::1"] {
-            assert!(is_reachable(public.parse().unwrap()), "{public}");
-        }
-    }
-
-    #[test]
-    fn ssh_is_the_direct_endpoint_else_a_public_mapping_and_never_the_proxy() {
-        let mapping = |ip: &str| {
-            json!({ "ports": [
-                { "private": 8188, "public": 4000, "type": "http", "ip": "203.0.113.1" },
-                { "private": 22, "public": 4001, "type": "tcp", "ip": ip },
-            ]})
-        };
-        let proxy = json!({ "host": "ssh.runpod.io", "port": 22, "username": "p-1", "command": "ssh ..." });
-        let direct = json!({ "host": "203.0.113.7", "port": 4002, "username": "" });
-
-        let both =
-            pod(json!({ "id": "p", "ssh": { "proxy": proxy, "direct": direct }, "runtime": mapping("203.0.113.1") }));
-        let expected = SshAddress { host: "203.0.113.7".into(), port: 4002, user: "root".into() };
-        assert_eq!((both.ssh, both.has_ssh_proxy), (Some(expected), true));
-
-        let mapped =
-            pod(json!({ "id": "p", "ssh": { "proxy": null, "direct": null }, "runtime": mapping("203.0.113.1") }));
-        let expected = SshAddress { host: "203.0.113.1".into(), port: 4001, user: "root".into() };
-        assert_eq!((mapped.ssh, mapped.has_ssh_proxy), (Some(expected), false));
-
-        let inner =
-            pod(json!({ "id": "p", "ssh": { "proxy": proxy, "direct": null }, "runtime": mapping("100.65.0.9") }));
-        assert_eq!((inner.ssh, inner.has_ssh_proxy), (None, true));
-        assert_eq!(pod(json!({ "id": "p", "runtime": null })).ssh, None);
-    }
-
-    #[test]
-    fn an_address_that_would_be_an_option_of_ssh_is_none() {
-        for (host, user) in
-            [("-oProxyCommand=x", "root"), ("203.0.113.7", "-l"), ("a b", "root"), ("", "root"), ("h", "a@b")]
-        {
-            let direct = json!({ "host": host, "port": 22, "username": user });
-            assert_eq!(pod(json!({ "id": "p", "ssh": { "direct": direct } })).ssh, None, "{host} {user}");
-        }
     }
 
     #[test]
@@ -541,6 +420,8 @@ mod tests {
         let none =
             gpu(json!({ "id": "G", "memory": 24, "secure": false, "price": { "secure": 0, "community": null } }));
         assert_eq!((none.secure_price, none.community_price, none.max_count_secure), (None, None, 0));
+        let bare = gpu(json!({ "id": "G", "memory": 24, "price": null, "maxCount": null }));
+        assert_eq!((bare.secure_price, bare.community_price, bare.stock), (None, None, Stock::None));
         let some = gpu(json!({ "id": "G", "memory": 24, "secure": true, "community": false, "availability": "PLENTY",
             "price": { "secure": 0.44, "community": 0.31 }, "maxCount": { "secure": 8, "community": 4 } }));
         assert_eq!((some.secure_price, some.community_price), (Some(0.44), None));

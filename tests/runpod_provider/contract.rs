@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::sync::Once;
 
 use autopod_mcp::provider::{GpuProvider, PodAction};
 use autopod_mcp::runpod::OPERATIONS;
@@ -15,7 +16,10 @@ fn openapi() -> Option<Value> {
     let Some(path) = std::env::var_os("AUTOPOD_RUNPOD_OPENAPI") else {
         let required = std::env::var("AUTOPOD_TEST_REQUIRE").unwrap_or_default();
         assert!(!required.split(',').any(|name| name == "openapi"), "AUTOPOD_RUNPOD_OPENAPI is not set");
-        let _ = writeln!(std::io::stderr(), "skipped: AUTOPOD_RUNPOD_OPENAPI is not set");
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            let _ = writeln!(std::io::stderr(), "skipped: AUTOPOD_RUNPOD_OPENAPI is not set");
+        });
         return None;
     };
     let text = std::fs::read_to_string(&path).expect("the file that AUTOPOD_RUNPOD_OPENAPI names");
