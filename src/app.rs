@@ -1,17 +1,25 @@
 //! Wiring: what the user set becomes the services that tools work with. The only place that picks a provider.
 
+mod sandbox_home;
+
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use secrecy::SecretString;
 
 use crate::background::{KeeperClient, Launcher};
 use crate::config::{Config, ConfigError, Home};
 use crate::environment::Environment;
 use crate::fleet::Fleet;
-use crate::provider::chain;
+use crate::keeper::Connect;
+use crate::provider::{GpuProvider, chain};
+use crate::runpod::{ApiOrigin, OriginError, RunPod, RunPodOptions, RunPodTimeouts};
 use crate::timing::Timing;
 use crate::tools::context::Services;
 use crate::tools::{ErrorKind, ToolError};
 use crate::tunnel::Tunnels;
+
+pub use sandbox_home::{SandboxFile, read_sandbox_file};
 
 /// What `main` and the flags decide about the wiring.
 #[derive(Debug, Clone)]
@@ -21,7 +29,7 @@ pub struct AppOptions {
     pub program: PathBuf,
     /// Use the background sandbox of this home instead of RunPod, starting it if there is none.
     pub sandbox: bool,
-    /// Background processes end with this one.
+    /// The keeper ends with this process.
     pub tethered: bool,
 }
 
@@ -35,25 +43,80 @@ pub fn home(environment: &Environment) -> Result<Home, ToolError> {
     Ok(Home::open(root)?)
 }
 
+/// Opens the home, reads the config and puts the services together. Nothing is asked of the network here; with
+/// `sandbox` a background sandbox is started if there is none.
 pub async fn services(options: &AppOptions) -> Result<Arc<Services>, ToolError> {
-    let home = home(&options.environment)?;
-    let config = Config::read(&home)?;
-    let timing = Timing::default();
-    let origin = "";
+    let outer = home(&options.environment)?;
     let launcher = Launcher { program: options.program.clone(), environment: options.environment.for_children.clone() };
+    if options.sandbox {
+        let home = Home::open(outer.sandbox())?;
+        let world = sandbox_home::ensure(&home, &launcher).await?;
+        return wire(home, Config::default(), Some(world.key), &world.url, launcher, options.tethered);
+    }
+    let config = Config::read(&outer)?;
+    let key = options.environment.api_key.clone().or_else(|| config.api_key.clone());
+    let origin = options.environment.api_base_url.clone().or_else(|| config.api_base_url.clone());
+    let origin = origin.map_or_else(|| ApiOrigin::default().to_string(), |origin| origin);
+    wire(outer, config, key, &origin, launcher, options.tethered)
+}
+
+/// The services of a home whose provider and key are known.
+pub fn wire(
+    home: Home,
+    config: Config,
+    key: Option<SecretString>,
+    origin: &str,
+    launcher: Launcher,
+    tethered: bool,
+) -> Result<Arc<Services>, ToolError> {
+    let origin: ApiOrigin = origin.parse()?;
+    let origin = origin.to_string();
+    let timing = timing_for(&origin);
+    let connect = connect(&origin, "autopod-mcp")?;
     Ok(Arc::new(Services {
         fleet: Fleet::new(&home, &timing),
         tunnels: Tunnels::new(&home, &timing),
-        keeper: KeeperClient::new(&home, &timing, Some(launcher), None, origin, options.tethered),
-        provider: None,
+        keeper: KeeperClient::new(&home, &timing, Some(launcher), key.clone(), &origin, tethered),
+        provider: key.map(|key| connect(key)),
         home,
         config,
         timing,
     }))
 }
 
+/// How a key becomes a provider. `program` names who asks, in the User-Agent.
+pub fn connect(origin: &str, program: &'static str) -> Result<Connect, ToolError> {
+    let origin: ApiOrigin = origin.parse()?;
+    let timing = timing_for(&origin.to_string());
+    Ok(Arc::new(move |key| {
+        let timeouts = RunPodTimeouts {
+            connect: timing.http_connect,
+            request: timing.http_request,
+            create: timing.http_create,
+            ..RunPodTimeouts::default()
+        };
+        let user_agent = format!("{program}/{}", env!("CARGO_PKG_VERSION"));
+        let options = RunPodOptions { origin: origin.clone(), key, user_agent, timeouts };
+        Arc::new(RunPod::new(options)) as Arc<dyn GpuProvider>
+    }))
+}
+
+/// A provider on loopback is a sandbox: it has no rate limit to spare, and its pods start within seconds.
+pub fn timing_for(origin: &str) -> Timing {
+    match origin.parse::<ApiOrigin>() {
+        Ok(origin) if origin.is_loopback() => Timing::quick(),
+        _ => Timing::default(),
+    }
+}
+
 impl From<ConfigError> for ToolError {
     fn from(error: ConfigError) -> Self {
+        Self::new(ErrorKind::Setup, chain(&error))
+    }
+}
+
+impl From<OriginError> for ToolError {
+    fn from(error: OriginError) -> Self {
         Self::new(ErrorKind::Setup, chain(&error))
     }
 }

@@ -5,8 +5,11 @@
 
 pub mod context;
 pub mod error;
+mod pods;
 mod schema;
-pub mod volumes;
+mod tunnels;
+mod volumes;
+mod waiting;
 
 use std::panic::AssertUnwindSafe;
 
@@ -68,7 +71,17 @@ pub struct Answer {
     pub text: String,
 }
 
-pub static TOOLS: &[ToolDef] = &[ToolDef::of::<volumes::ListVolumes>(), ToolDef::of::<volumes::ListGpus>()];
+pub static TOOLS: &[ToolDef] = &[
+    ToolDef::of::<pods::CreatePodWithVolume>(),
+    ToolDef::of::<tunnels::StartTunnel>(),
+    ToolDef::of::<pods::TerminatePod>(),
+    ToolDef::of::<pods::ListPods>(),
+    ToolDef::of::<pods::GetPod>(),
+    ToolDef::of::<volumes::ListVolumes>(),
+    ToolDef::of::<volumes::ListGpus>(),
+    ToolDef::of::<tunnels::ListTunnels>(),
+    ToolDef::of::<tunnels::StopTunnel>(),
+];
 
 pub fn find(name: &str) -> Option<&'static ToolDef> {
     TOOLS.iter().find(|tool| tool.name == name)

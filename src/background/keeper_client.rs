@@ -107,6 +107,13 @@ impl KeeperClient {
         }
     }
 
+    /// Which account this client speaks for: the provider's origin and a fingerprint of the key.
+    pub fn account(&self) -> Option<String> {
+        let key = self.key.as_ref()?.expose_secret();
+        let fingerprint = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, key.as_bytes()).simple();
+        Some(format!("{} {fingerprint}", self.origin))
+    }
+
     /// Whether a keeper holds its lock, so that what it wrote as known still counts.
     pub fn is_alive(&self) -> bool {
         state::is_held(&self.home.lock("keeper"))

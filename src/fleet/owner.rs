@@ -12,11 +12,14 @@ pub const ENV_OWNER: &str = "AUTOPOD_OWNER";
 /// The pod's environment variable that says when it is to end, RFC 3339.
 pub const ENV_EXPIRES_AT: &str = "AUTOPOD_EXPIRES_AT";
 
-/// `home.json`: written before the first create and never rewritten.
+/// `home.json`: written before the first create; the owner is never rewritten.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HomeIdentity {
     pub schema: u32,
     pub owner: String,
+    /// The account whose pods are recorded here: the provider's origin and a fingerprint of the key.
+    #[serde(default)]
+    pub account: Option<String>,
 }
 
 impl HomeIdentity {
@@ -29,9 +32,25 @@ impl HomeIdentity {
         if let Some(identity) = Self::read(home)? {
             return Ok(identity);
         }
-        let identity = Self { schema: 1, owner: uuid::Uuid::new_v4().simple().to_string() };
+        let identity = Self { schema: 1, owner: uuid::Uuid::new_v4().simple().to_string(), account: None };
         state::write_json(&home.home_file(), &identity)?;
         Ok(identity)
+    }
+
+    /// Binds the home to this account when it is bound to none, or when nothing of the other account is open. False
+    /// when it stays another's.
+    pub fn bind(home: &Home, timing: &Timing, account: &str, something_open: bool) -> Result<bool, StateError> {
+        let identity = Self::ensure(home, timing)?;
+        match &identity.account {
+            Some(bound) if bound == account => Ok(true),
+            Some(_) if something_open => Ok(false),
+            _ => {
+                let _lock = Lock::take(&home.lock("state"), timing.state_lock)?;
+                let identity = Self { account: Some(account.to_owned()), ..identity };
+                state::write_json(&home.home_file(), &identity)?;
+                Ok(true)
+            }
+        }
     }
 
     pub fn read(home: &Home) -> Result<Option<Self>, StateError> {

@@ -8,12 +8,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::background::KeeperClient;
 use crate::config::{Config, Home};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, HomeIdentity, PodRecord};
 use crate::provider::GpuProvider;
 use crate::timing::Timing;
 use crate::tunnel::Tunnels;
 
-use super::{ErrorKind, ToolError};
+use super::{ErrorKind, StillBilling, ToolError};
 
 /// Everything a tool works with, wired once in `app`.
 #[derive(Debug)]
@@ -38,6 +38,31 @@ impl Services {
                 self.home.config_file().display()
             ))
         })
+    }
+}
+
+impl Services {
+    /// The keeper, awake, for a call that changes something. Refused when the home belongs to another account: a
+    /// foreign key proves nothing about the pods recorded here.
+    pub async fn keeper_for_changes(&self) -> Result<(), ToolError> {
+        self.refuse_foreign_account()?;
+        Ok(self.keeper.ensure_and_wake().await?)
+    }
+
+    /// To be asked before a wish is written, so that none is left behind in a home that may not carry it out.
+    pub fn refuse_foreign_account(&self) -> Result<(), ToolError> {
+        let Some(account) = self.keeper.account() else { return Ok(()) };
+        let something_open = self.fleet.read()?.values().any(PodRecord::is_open);
+        let bound = HomeIdentity::bind(&self.home, &self.timing, &account, something_open)?;
+        if bound {
+            return Ok(());
+        }
+        Err(ToolError::refused(format!(
+            "the pods recorded in {} belong to another API key or provider, so nothing is changed through this one",
+            self.home.root().display()
+        ))
+        .hint("use the key that made them, or another AUTOPOD_HOME for this account")
+        .billing(StillBilling::Possible))
     }
 }
 

@@ -1,0 +1,104 @@
+//! The background sandbox of a home: found when it lives, started when it doesn't.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use crate::background::Launcher;
+use crate::config::{self, Home};
+use crate::fleet::{Fleet, Phase};
+use crate::state::{self, Lock};
+use crate::timing::Timing;
+use crate::tools::{ErrorKind, ToolError};
+use crate::tunnel::Tunnels;
+
+const STARTS_WITHIN: Duration = Duration::from_secs(15);
+
+/// `sandbox.json`, as the sandbox writes it when it listens.
+#[derive(Debug, Deserialize)]
+pub struct SandboxFile {
+    pub url: String,
+    pub pid: u32,
+    pub key_file: PathBuf,
+}
+
+/// A living sandbox and the key to it.
+pub(super) struct World {
+    pub url: String,
+    pub key: SecretString,
+}
+
+pub(super) async fn ensure(home: &Home, launcher: &Launcher) -> Result<World, ToolError> {
+    if let Some(world) = living(home)? {
+        return Ok(world);
+    }
+    let path = home.lock("sandbox-start");
+    let starting = tokio::task::spawn_blocking(move || Lock::take(&path, STARTS_WITHIN))
+        .await
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+    if let Some(world) = living(home)? {
+        return Ok(world);
+    }
+    close_records_of_the_last_world(home).await?;
+    let _ = std::fs::remove_file(home.root().join("sandbox.json"));
+    let log = home.logs().join("sandbox.log");
+    launcher
+        .start("sandbox", &["--background".into(), "--folder".into(), home.root().into()], "", &log)
+        .await
+        .map_err(|error| ToolError::new(ErrorKind::Setup, crate::provider::chain(&error)))?;
+    let started = Instant::now();
+    let world = loop {
+        if let Some(world) = living(home)? {
+            break world;
+        }
+        if started.elapsed() >= STARTS_WITHIN {
+            return Err(ToolError::new(ErrorKind::Setup, "the sandbox did not start")
+                .hint(format!("its log is {}", log.display())));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    drop(starting);
+    Ok(world)
+}
+
+/// `None` when no sandbox holds this home's lock, or it doesn't listen yet.
+fn living(home: &Home) -> Result<Option<World>, ToolError> {
+    if !state::is_held(&home.lock("sandbox")) {
+        return Ok(None);
+    }
+    let Some(file) = read_sandbox_file(home.root()) else { return Ok(None) };
+    config::refuse_open_file(&file.key_file)?;
+    let key = state::read_file(&file.key_file)?.unwrap_or_default();
+    let key = String::from_utf8_lossy(&key).trim().to_owned();
+    Ok(Some(World { url: file.url, key: SecretString::from(key) }))
+}
+
+pub fn read_sandbox_file(folder: &Path) -> Option<SandboxFile> {
+    let bytes = state::read_file(&folder.join("sandbox.json")).ok()??;
+    serde_json::from_slice(&bytes).ok()
+}
+
+/// The pods of a sandbox end with it, which is true of no other provider: their records are closed.
+async fn close_records_of_the_last_world(home: &Home) -> Result<(), ToolError> {
+    let timing = Timing::quick();
+    let fleet = Fleet::new(home, &timing);
+    for (name, record) in fleet.read()? {
+        if record.is_open() {
+            let close = |record: &mut crate::fleet::PodRecord| {
+                record.known.phase = Phase::Gone;
+                record.known.gone_at = Some(Timestamp::now());
+                record.known.ending_cause = Some("world_ended".to_owned());
+                record.known.ssh = None;
+            };
+            fleet.know(&name, &record.intent, close).await?;
+        }
+    }
+    let tunnels = Tunnels::new(home, &timing);
+    for (name, record) in tunnels.read()? {
+        tunnels.remove(&name, &record.intent).await?;
+    }
+    Ok(())
+}

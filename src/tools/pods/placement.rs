@@ -1,0 +1,100 @@
+//! Which GPUs to try, in which order: by the catalog's prices and stock, the caller's wishes and the caps.
+
+use crate::fleet::{Candidate, MOST_PRICE_PER_HOUR};
+use crate::provider::{Cloud, GpuType, Stock};
+use crate::tools::ToolError;
+
+/// ComfyUI's common models need this much when nothing is asked for.
+const DEFAULT_MIN_VRAM_GB: u32 = 16;
+
+pub(super) struct Wishes<'a> {
+    /// Exact ids or short names, in the caller's order; empty for any.
+    pub gpus: &'a [String],
+    pub gpu_count: u32,
+    pub min_vram_gb: Option<u32>,
+    pub max_price_per_hour: Option<f64>,
+    pub cloud: Cloud,
+    /// The data center that a volume fixes.
+    pub data_center: Option<&'a str>,
+}
+
+impl Wishes<'_> {
+    fn most_price(&self) -> f64 {
+        self.max_price_per_hour.unwrap_or(MOST_PRICE_PER_HOUR).min(MOST_PRICE_PER_HOUR)
+    }
+
+    /// USD an hour for the whole pod, where that cloud offers the GPU in that number.
+    fn price(&self, gpu: &GpuType) -> Option<f64> {
+        let (price, most) = match self.cloud {
+            Cloud::Secure => (gpu.secure_price, gpu.max_count_secure),
+            Cloud::Community => (gpu.community_price, gpu.max_count_community),
+        };
+        price.filter(|_| self.gpu_count <= most).map(|price| price * f64::from(self.gpu_count))
+    }
+
+    /// Stock is told for the secure cloud only.
+    fn in_stock(&self, gpu: &GpuType) -> bool {
+        match (self.cloud, self.data_center) {
+            (Cloud::Community, _) => true,
+            (Cloud::Secure, None) => gpu.stock != Stock::None,
+            (Cloud::Secure, Some(wanted)) => {
+                gpu.data_centers.iter().any(|(id, stock)| id == wanted && *stock != Stock::None)
+            }
+        }
+    }
+}
+
+/// What to try, best first. Named GPUs are tried in their order whatever the stock says, for a refusal costs nothing;
+/// otherwise what is in stock, cheapest first.
+pub(super) fn candidates(catalog: &[GpuType], wishes: &Wishes) -> Result<Vec<Candidate>, ToolError> {
+    let most = wishes.most_price();
+    let mut considered: Vec<&GpuType> = match wishes.gpus {
+        [] => catalog.iter().filter(|gpu| wishes.in_stock(gpu)).collect(),
+        named => named.iter().map(|name| find_gpu(catalog, name)).collect::<Result<_, _>>()?,
+    };
+    let least_vram = wishes.min_vram_gb.unwrap_or(if wishes.gpus.is_empty() { DEFAULT_MIN_VRAM_GB } else { 0 });
+    considered.retain(|gpu| gpu.vram_gb >= least_vram);
+    let mut priced: Vec<_> = considered
+        .iter()
+        .filter_map(|gpu| Some(Candidate { gpu: gpu.id.clone(), price_per_hour: wishes.price(gpu)? }))
+        .collect();
+    if wishes.gpus.is_empty() {
+        priced.sort_by(|a, b| a.price_per_hour.total_cmp(&b.price_per_hour).then_with(|| a.gpu.cmp(&b.gpu)));
+    }
+    let affordable: Vec<_> = priced.iter().filter(|candidate| candidate.price_per_hour <= most).cloned().collect();
+    if !affordable.is_empty() {
+        return Ok(affordable);
+    }
+    let place = wishes.data_center.map_or_else(String::new, |id| format!(" in {id}, where the volume is"));
+    let cheapest = priced.iter().map(|candidate| candidate.price_per_hour).fold(f64::INFINITY, f64::min);
+    if cheapest.is_finite() {
+        return Err(ToolError::refused(format!(
+            "every GPU that fits{place} costs more than ${most:.2}/h (the cheapest ${cheapest:.2}/h); nothing was created"
+        ))
+        .hint(format!("ask for less, or raise max_price_per_hour (the cap is ${MOST_PRICE_PER_HOUR:.2}/h)")));
+    }
+    Err(ToolError::refused(format!("no GPU with at least {least_vram} GB is in stock{place}; nothing was created"))
+        .hint("see list_gpus with include_unavailable, ask for less memory, name gpus, or use a volume elsewhere"))
+}
+
+/// An exact id, or a short name that means one GPU.
+fn find_gpu<'a>(catalog: &'a [GpuType], wanted: &str) -> Result<&'a GpuType, ToolError> {
+    if let Some(gpu) = catalog.iter().find(|gpu| gpu.id == wanted) {
+        return Ok(gpu);
+    }
+    let same = |name: &str| name.eq_ignore_ascii_case(wanted.trim());
+    let named: Vec<_> = catalog.iter().filter(|gpu| same(&gpu.name) || same(&gpu.id)).collect();
+    match named.as_slice() {
+        [only] => Ok(only),
+        [] => {
+            let known: Vec<_> = catalog.iter().map(|gpu| gpu.name.as_str()).collect();
+            Err(ToolError::invalid("gpus", format!("there is no GPU `{wanted}`"))
+                .hint(format!("use an id or a name of list_gpus: {}", known.join(", "))))
+        }
+        several => {
+            let ids: Vec<_> = several.iter().map(|gpu| gpu.id.as_str()).collect();
+            Err(ToolError::invalid("gpus", format!("`{wanted}` is ambiguous"))
+                .hint(format!("use an id: {}", ids.join(", "))))
+        }
+    }
+}

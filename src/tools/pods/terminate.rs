@@ -1,0 +1,255 @@
+//! terminate_pod: ends a pod and proves it gone, with the keeper or without.
+
+use jiff::SignedDuration;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Found, Owner, cents, cost_now, find, owner_of};
+use crate::fleet::{HomeIdentity, Phase, PodRecord, WantedState, new_intent};
+use crate::provider::{GpuProvider, PodStatus, ProviderError};
+use crate::tools::context::Services;
+use crate::tools::waiting::Waiting;
+use crate::tools::{Context, Effect, StillBilling, Tool, ToolError};
+
+pub struct TerminatePod;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TerminateInput {
+    /// The pod's name or id; never picked for you.
+    pod: String,
+    /// Also end a pod that this home did not make.
+    #[serde(default)]
+    allow_unmanaged: bool,
+    /// Seconds to wait for the proof that it is gone; 40 when left out.
+    #[schemars(range(min = 0, max = 45))]
+    #[serde(default)]
+    wait_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum TerminateState {
+    Terminating,
+    Gone,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TerminateOutput {
+    pod: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pod_id: Option<String>,
+    state: TerminateState,
+    /// True when both the pod's own page and the list of pods prove it gone.
+    done: bool,
+    /// USD by our own count; the provider's bill counts.
+    cost_usd: f64,
+    tunnels_stopped: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    waiting_for: Option<String>,
+    /// Left out when all is well with the records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
+    still_billing: StillBilling,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+impl Tool for TerminatePod {
+    const NAME: &'static str = "terminate_pod";
+    const TITLE: &'static str = "Terminate a pod";
+    const DESCRIPTION: &'static str = "Ends a pod for good, stops its tunnels, proves it gone and tells its cost. \
+        Its disk is lost; a network volume stays.";
+    const EFFECT: Effect = Effect::Destroys;
+    const EXAMPLE: &'static str = r#"{"pod": "comfy"}"#;
+    type Input = TerminateInput;
+    type Output = TerminateOutput;
+
+    async fn run(context: &Context, input: TerminateInput) -> Result<TerminateOutput, ToolError> {
+        let services = &context.services;
+        let waiting = Waiting::new(context, input.wait_seconds);
+        if let Some(done) = already_gone(services, &input.pod)? {
+            return Ok(done);
+        }
+        let found = find(services, &input.pod).await.map_err(|error| match error.still_billing {
+            None if error.retryable => error.billing(StillBilling::Possible),
+            _ => error,
+        })?;
+        services.provider().map_err(|error| error.billing(StillBilling::Possible))?;
+        services.refuse_foreign_account()?;
+        refuse_foreign(services, &found, input.allow_unmanaged)?;
+        let (name, written) = wish_gone(services, &found).await;
+        let keeper = services.keeper_for_changes().await;
+        let keeper_works = written.is_ok() && keeper.is_ok();
+        let warning = written.as_ref().err().map(|error| format!("the record could not be written: {}", error.message));
+        let intent = written.ok();
+        let outcome = match &intent {
+            Some(intent) if keeper_works => by_keeper(&waiting, services, &name, intent).await?,
+            _ => Outcome::NotTaken,
+        };
+        let record =
+            intent.and_then(|intent| services.fleet.get(&name).ok().flatten().filter(|record| record.intent == intent));
+        let gone = match outcome {
+            Outcome::Gone => true,
+            Outcome::TimeIsUp => false,
+            Outcome::NotTaken => {
+                match found.pod_id().map(str::to_owned).or_else(|| record.as_ref()?.known.pod_id.clone()) {
+                    Some(id) => ourselves(&waiting, services, &id).await?,
+                    None => false,
+                }
+            }
+        };
+        let tunnels_stopped = stop_tunnels(services, &name, found.pod_id()).await;
+        Ok(describe(&name, &found, record.as_ref(), gone, tunnels_stopped, warning))
+    }
+
+    fn text(output: &TerminateOutput) -> String {
+        let TerminateOutput { pod, cost_usd, .. } = output;
+        if output.done {
+            return format!(
+                "Pod {pod} is gone (proven). It cost ${cost_usd:.4} by our count. Nothing is billed for it."
+            );
+        }
+        let waiting_for = output.waiting_for.as_deref().unwrap_or("the proof that it is gone");
+        format!("Pod {pod} is being terminated and may still be billed. Waiting for: {waiting_for}.")
+    }
+}
+
+/// Asking twice is no error: an assistant may have missed the first answer.
+fn already_gone(services: &Services, wanted: &str) -> Result<Option<TerminateOutput>, ToolError> {
+    let records = services.fleet.read()?;
+    let same = |name: &str, record: &PodRecord| name == wanted || record.known.pod_id.as_deref() == Some(wanted);
+    if records.iter().any(|(name, record)| same(name, record) && record.is_open()) {
+        return Ok(None);
+    }
+    let gone = records.iter().find(|(name, record)| same(name, record) && record.known.phase == Phase::Gone);
+    Ok(gone.map(|(name, record)| {
+        let found = Found { name: name.clone(), record: Some(record.clone()), pod: None };
+        describe(name, &found, Some(record), true, 0, None)
+    }))
+}
+
+fn refuse_foreign(services: &Services, found: &Found, allowed: bool) -> Result<(), ToolError> {
+    if found.record.is_some() || allowed {
+        return Ok(());
+    }
+    let identity = HomeIdentity::read(&services.home)?;
+    let whose = match found.pod.as_ref().map(|pod| owner_of(pod, identity.as_ref())) {
+        Some(Owner::Ours) => return Ok(()),
+        Some(Owner::OtherMachine) => "belongs to another machine or home",
+        _ => "was not made by this program",
+    };
+    Err(ToolError::refused(format!("the pod `{}` {whose}; nothing was done", found.name))
+        .billing(StillBilling::Yes)
+        .hint("if it is really to end, call again with allow_unmanaged: true"))
+}
+
+/// Marks the record, making one for a pod that has none; the intent it stands under.
+async fn wish_gone(services: &Services, found: &Found) -> (String, Result<String, ToolError>) {
+    let written = async {
+        if let Some(record) = &found.record {
+            services.fleet.want_gone(&found.name, &record.intent).await?;
+            return Ok(record.intent.clone());
+        }
+        let Some(pod) = &found.pod else { return Err(ToolError::not_found("there is no such pod")) };
+        let mut record = PodRecord::of_existing(pod, new_intent(), SignedDuration::ZERO);
+        record.wanted.state = WantedState::Gone;
+        let intent = record.intent.clone();
+        services.fleet.adopt(&found.name, record).await?;
+        Ok(intent)
+    };
+    (found.name.clone(), written.await)
+}
+
+enum Outcome {
+    Gone,
+    TimeIsUp,
+    /// The keeper did not begin in time; ending must not depend on it.
+    NotTaken,
+}
+
+async fn by_keeper(waiting: &Waiting<'_>, services: &Services, name: &str, intent: &str) -> Result<Outcome, ToolError> {
+    waiting.tell("the keeper to end it");
+    loop {
+        let Ok(record) = services.fleet.get(name) else { return Ok(Outcome::NotTaken) };
+        let Some(record) = record.filter(|record| record.intent == intent) else { return Ok(Outcome::Gone) };
+        if !record.is_open() {
+            return Ok(Outcome::Gone);
+        }
+        let waited = waiting.elapsed() >= services.timing.keeper_takes_ending;
+        if record.known.ending_since.is_none() && waited && record.known.pod_id.is_some() {
+            return Ok(Outcome::NotTaken);
+        }
+        if !waiting.again().await {
+            return Ok(Outcome::TimeIsUp);
+        }
+    }
+}
+
+/// DELETE is idempotent, so it does no harm that the keeper may do the same.
+async fn ourselves(waiting: &Waiting<'_>, services: &Services, id: &str) -> Result<bool, ToolError> {
+    waiting.tell("ending it without the keeper");
+    let provider = services.provider()?;
+    loop {
+        match delete_and_prove(&**provider, id).await {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            Err(error) if error.is_transient() && waiting.left() > std::time::Duration::from_secs(1) => {}
+            Err(error) => {
+                return Err(ToolError::from(error).billing(StillBilling::Possible).hint(format!(
+                    "call terminate_pod {{\"pod\": \"{id}\"}} again, or end it at https://console.runpod.io/pods"
+                )));
+            }
+        }
+        if !waiting.again().await {
+            return Ok(false);
+        }
+    }
+}
+
+async fn delete_and_prove(provider: &dyn GpuProvider, id: &str) -> Result<bool, ProviderError> {
+    match provider.delete_pod(id).await {
+        Ok(_) | Err(ProviderError::NotFound { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    match provider.pod(id).await {
+        Ok(answer) if answer.value.status != PodStatus::Terminated => return Ok(false),
+        Ok(_) | Err(ProviderError::NotFound { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(!provider.pods().await?.value.iter().any(|pod| pod.id == id && pod.status != PodStatus::Terminated))
+}
+
+/// The keeper takes the records out; here the wish is written so that no tunnel comes up again.
+async fn stop_tunnels(services: &Services, name: &str, id: Option<&str>) -> usize {
+    let (name, id) = (name.to_owned(), id.map(str::to_owned));
+    let stopped = services
+        .tunnels
+        .want_closed(move |_, tunnel| tunnel.wanted.pod == name || Some(&tunnel.wanted.pod_id) == id.as_ref())
+        .await;
+    stopped.map_or(0, |stopped| stopped.len())
+}
+
+fn describe(
+    name: &str,
+    found: &Found,
+    record: Option<&PodRecord>,
+    gone: bool,
+    tunnels_stopped: usize,
+    warning: Option<String>,
+) -> TerminateOutput {
+    let record = record.or(found.record.as_ref());
+    let problem = record.and_then(|record| record.known.problem.clone());
+    TerminateOutput {
+        pod: name.to_owned(),
+        pod_id: found.pod_id().map(str::to_owned).or_else(|| record?.known.pod_id.clone()),
+        state: if gone { TerminateState::Gone } else { TerminateState::Terminating },
+        done: gone,
+        cost_usd: record.map_or(0.0, |record| cents(cost_now(record))),
+        tunnels_stopped,
+        waiting_for: (!gone).then(|| problem.unwrap_or_else(|| "the proof that the pod is gone".to_owned())),
+        warning,
+        still_billing: if gone { StillBilling::No } else { StillBilling::Possible },
+        next: (!gone).then(|| format!("terminate_pod {{\"pod\": \"{name}\"}} again until it is gone")),
+    }
+}
