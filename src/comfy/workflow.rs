@@ -155,7 +155,7 @@ impl Workflow {
 fn check_node(nodes: &Map<String, Value>, id: &str, node: &Value) -> Result<(), WorkflowError> {
     let id = || id.to_owned();
     let fields = node.as_object().ok_or_else(|| WorkflowError::NotANode { node: id(), found: kind_of(node) })?;
-    if !fields.get("class_type").is_some_and(|class| class.as_str().is_some_and(|class| !class.is_empty())) {
+    if fields.get("class_type").and_then(Value::as_str).unwrap_or_default().is_empty() {
         return Err(WorkflowError::MissingClassType { node: id() });
     }
     let inputs = match fields.get("inputs") {
