@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use autopod_mcp::comfy::jobs::{DriveOptions, Job, JobInput, JobRecord, JobState, JobStore, Start, drive};
 use autopod_mcp::comfy::outputs::{DownloadLimits, OutputFile, SaveError, save};
-use autopod_mcp::comfy::watch::{Outcome, Progress, Watch, watch};
+use autopod_mcp::comfy::watch::{Progress, watch};
 use autopod_mcp::comfy::workflow::Workflow;
 use autopod_mcp::comfy::{ComfyClient, ComfyError};
 use axum::http::StatusCode;
@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+mod following;
 mod scripted;
 
 use scripted::{OnPrompt, OnView, Server, client_at, timeouts};
@@ -146,86 +147,6 @@ async fn a_run_from_upload_to_the_picture_on_disk() {
 }
 
 #[tokio::test]
-async fn losing_the_socket_loses_nothing() {
-    let server = Server::start().await;
-    let client = server.client();
-    let (id, client_id) = submit_one(&server, &client).await;
-    let following = watch(&client, &id, &client_id, None, |_| {});
-    let script = async {
-        server.until("a socket", |world| !world.sockets.is_empty()).await;
-        server.begin();
-        server.cut_sockets();
-        server.until("a second socket", |world| world.sockets.len() > 1).await;
-        server.cut_sockets();
-        server.finish(saved_image("", "x.png"));
-    };
-    let (outcome, ()) = tokio::join!(following, script);
-    assert!(matches!(outcome.unwrap(), Outcome::Done(entry) if entry.outputs.contains_key("2")));
-}
-
-#[tokio::test]
-async fn the_end_is_what_history_says_not_what_the_socket_says() {
-    let server = Server::start().await;
-    let client = server.client();
-    let client_id = Uuid::new_v4().simple().to_string();
-    let opened = Watch::open(&client, &client_id, Some(&workflow())).await;
-    let id = client.submit(Uuid::new_v4(), &client_id, &workflow()).await.unwrap().prompt_id;
-    server.begin();
-    server.tell("execution_error", json!({"prompt_id": id, "exception_type": "ExecutionBlocked", "node_id": "1"}));
-    server.tell("execution_success", json!({"prompt_id": id}));
-    let script = async {
-        let looks = server.world().requests.len();
-        server.until("looks after the end was told", |world| world.requests.len() > looks + 6).await;
-        let error = json!({"node_id": "2", "node_type": "SaveImage", "exception_message": "no space",
-            "exception_type": "OSError", "traceback": ["line 1"], "current_inputs": {"x": "<NaN>"}});
-        server.end(json!({}), json!({"status_str": "error", "messages": [["execution_error", error]]}));
-    };
-    let (outcome, ()) = tokio::join!(opened.follow(&id, None, |_| {}), script);
-    let Outcome::Failed(failure, entry) = outcome.unwrap() else { panic!("not failed") };
-    assert_eq!(failure.to_string(), "node 2 (SaveImage) failed: OSError: no space");
-    // Python's NaN was on the wire and is readable.
-    assert_eq!(entry.messages[0].1["current_inputs"]["x"], Value::Null);
-}
-
-#[tokio::test]
-async fn a_prompt_that_is_nowhere_is_lost_and_never_done() {
-    let server = Server::start().await;
-    let (home, mut job) = Home::new();
-    let client = server.client();
-    let driving = drive(&client, &mut job, Some(start()), DriveOptions::default(), |_| {});
-    let script = async {
-        server.until("submitted", |world| !world.pending.is_empty()).await;
-        server.begin();
-        // A restarted server remembers nothing.
-        server.world().running.clear();
-        server.cut_sockets();
-    };
-    tokio::join!(driving, script).0.unwrap();
-    assert_eq!(home.record().state, JobState::Lost);
-    assert!(home.record().error.unwrap().contains("restarted"));
-}
-
-#[tokio::test]
-async fn an_interrupted_run_is_told_as_such() {
-    let server = Server::start().await;
-    let client = server.client();
-    let (id, client_id) = submit_one(&server, &client).await;
-    assert!(!client.interrupt(&id).await.unwrap(), "it was pending, not running");
-    assert!(!client.delete_pending("another").await.unwrap());
-    server.begin();
-    let messages = json!([["execution_interrupted", {"prompt_id": id, "node_id": "2"}]]);
-    server.end(json!({}), json!({"status_str": "error", "messages": messages}));
-    let outcome = watch(&client, &id, &client_id, None, |_| {}).await.unwrap();
-    assert!(matches!(outcome, Outcome::Interrupted(_)));
-
-    client.submit(Uuid::new_v4(), "c", &workflow()).await.unwrap();
-    let second = client.queue().await.unwrap().pending.remove(0);
-    assert_eq!((second.position, second.nodes, second.client_id.as_deref()), (1, 2, Some("c")));
-    assert!(client.delete_pending(&second.prompt_id).await.unwrap());
-    assert!(server.world().pending.is_empty());
-}
-
-#[tokio::test]
 async fn a_refused_workflow_names_every_node_and_error() {
     let server = Server::start().await;
     let error =
@@ -324,6 +245,8 @@ async fn nothing_there_nothing_behind_it_and_no_answer_are_three_things() {
     let _ = closing.await;
     let refused = client.system_stats().await.unwrap_err();
     assert!(matches!(refused, ComfyError::Refused { .. }) && refused.was_never_sent(), "{refused}");
+    let secure = client_at(&url.replace("http:", "https:"), timeouts()).system_stats().await.unwrap_err();
+    assert!(matches!(secure, ComfyError::Refused { .. } | ComfyError::Setup(_)), "{secure}");
     let given_up = watch(&client_at(&url, timeouts()), "id", "c", None, |_| {}).await.unwrap_err();
     assert!(matches!(given_up, ComfyError::Refused { .. }), "{given_up}");
 }

@@ -1,6 +1,8 @@
 //! Workflows: which of ComfyUI's formats a file has, what is wrong with it before the server is asked, and putting
 //! the names of uploaded files into its loading nodes.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 /// A workflow in API format, `{node_id: {class_type, inputs}}`, checked in itself: whether the server has its classes
@@ -68,6 +70,12 @@ impl Workflow {
 
     pub fn nodes(&self) -> &Map<String, Value> {
         &self.nodes
+    }
+
+    /// Node id -> class.
+    pub fn classes(&self) -> BTreeMap<String, String> {
+        let class_of = |id: &String| self.class_type(id).unwrap_or_default().to_owned();
+        self.nodes.keys().map(|id| (id.clone(), class_of(id))).collect()
     }
 
     pub fn class_type(&self, node: &str) -> Option<&str> {

@@ -50,6 +50,10 @@ pub struct World {
     pub on_prompt: VecDeque<OnPrompt>,
     pub on_view: VecDeque<OnView>,
     pub stats: Option<(&'static str, &'static str)>,
+    /// Everything answers 502.
+    pub outage: bool,
+    /// Sockets are accepted and then neither spoken on nor listened to.
+    pub deaf: bool,
 }
 
 #[derive(Clone)]
@@ -164,6 +168,9 @@ async fn record(State(shared): State<Shared>, request: Request, next: Next) -> R
         let mut world = shared.world.lock().unwrap();
         world.requests.push(format!("{} {}", request.method(), request.uri().path()));
         world.origins += usize::from(request.headers().contains_key(header::ORIGIN));
+        if world.outage {
+            return StatusCode::BAD_GATEWAY.into_response();
+        }
     }
     next.run(request).await
 }
@@ -292,8 +299,15 @@ async fn socket(
     upgrade: WebSocketUpgrade,
 ) -> Response {
     let mut events = shared.events.subscribe();
-    shared.world.lock().unwrap().sockets.push(query["clientId"].clone());
+    let deaf = {
+        let mut world = shared.world.lock().unwrap();
+        world.sockets.push(query["clientId"].clone());
+        world.deaf
+    };
     upgrade.on_upgrade(async move |mut socket| {
+        if deaf {
+            return std::future::pending().await;
+        }
         loop {
             tokio::select! {
                 event = events.recv() => match event {
