@@ -1,3 +1,4 @@
 //! One binary for all tests, so that a newcomer links once.
 
+mod comfy_client;
 mod runpod_provider;

@@ -4,6 +4,7 @@
 //! The record is written before the first byte is sent. A write that fails later stops nothing: the run goes on and
 //! the record is behind, which whoever takes the job up next makes good by asking the server.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -80,8 +81,8 @@ pub struct JobRecord {
     /// Belongs to this one prompt.
     pub client_id: String,
     pub state: JobState,
-    /// How many nodes the workflow has.
-    pub nodes: usize,
+    /// The class of each node of the workflow.
+    pub classes: BTreeMap<String, String>,
     pub inputs: Vec<JobInput>,
     pub output_dir: PathBuf,
     pub progress: Option<Progress>,
@@ -107,7 +108,7 @@ impl JobRecord {
             base: base.to_owned(),
             client_id: Uuid::new_v4().simple().to_string(),
             state: JobState::Prepared,
-            nodes: 0,
+            classes: BTreeMap::new(),
             inputs: Vec::new(),
             output_dir: output_dir.to_owned(),
             progress: None,

@@ -12,7 +12,6 @@ use tokio::time::Instant;
 use super::error::text;
 use super::socket::{Event, Events};
 use super::types::is_blocked;
-use super::workflow::Workflow;
 use super::{ComfyClient, ComfyError, Failure, HistoryEntry, Verdict};
 
 /// After the socket told the end, history follows within moments.
@@ -58,10 +57,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// `client_id` belongs to this one prompt. `workflow` only lends the names of its nodes' classes.
-    pub async fn open(client: &ComfyClient, client_id: &str, workflow: Option<&Workflow>) -> Self {
-        let nodes = workflow.into_iter().flat_map(Workflow::nodes);
-        let classes = nodes.map(|(id, node)| (id.clone(), text(node, "class_type"))).collect();
+    /// `client_id` belongs to this one prompt. `classes` (see `Workflow::classes`) lends its nodes their names; it
+    /// may be empty.
+    pub async fn open(client: &ComfyClient, client_id: &str, classes: BTreeMap<String, String>) -> Self {
         let events = Events::open(client, client_id).await;
         Self { client: client.clone(), client_id: client_id.to_owned(), events, classes }
     }
@@ -134,7 +132,7 @@ pub async fn watch(
     until: Option<Instant>,
     on_progress: impl FnMut(&Progress),
 ) -> Result<Outcome, ComfyError> {
-    Watch::open(client, client_id, None).await.follow(prompt_id, until, on_progress).await
+    Watch::open(client, client_id, BTreeMap::new()).await.follow(prompt_id, until, on_progress).await
 }
 
 async fn at(until: Option<Instant>) {
@@ -204,11 +202,15 @@ impl<'a> Tracker<'a> {
     }
 
     /// Whether the run has ended by what was heard. Events of other prompts are left aside: a server broadcasts
-    /// those that were queued without a client id.
+    /// those that were queued without a client id. Only the word on where a run is, which a socket gets when it is
+    /// opened again, comes without an id.
     fn hear(&mut self, event: &Event) -> bool {
         let data = &event.data;
-        if data.get("prompt_id").and_then(Value::as_str) != Some(self.prompt_id) {
-            return false;
+        let is_greeting = || event.kind == "executing" && data["node"].is_string();
+        match data.get("prompt_id").and_then(Value::as_str) {
+            Some(id) if id == self.prompt_id => {}
+            None if is_greeting() => {}
+            _ => return false,
         }
         match event.kind.as_str() {
             "execution_success" | "execution_interrupted" => return true,

@@ -1,6 +1,8 @@
 //! Workflows: which of ComfyUI's formats a file has, what is wrong with it before the server is asked, and putting
 //! the names of uploaded files into its loading nodes.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 /// A workflow in API format, `{node_id: {class_type, inputs}}`, checked in itself: whether the server has its classes
@@ -68,6 +70,12 @@ impl Workflow {
 
     pub fn nodes(&self) -> &Map<String, Value> {
         &self.nodes
+    }
+
+    /// Node id -> class.
+    pub fn classes(&self) -> BTreeMap<String, String> {
+        let class_of = |id: &String| self.class_type(id).unwrap_or_default().to_owned();
+        self.nodes.keys().map(|id| (id.clone(), class_of(id))).collect()
     }
 
     pub fn class_type(&self, node: &str) -> Option<&str> {
@@ -155,7 +163,7 @@ impl Workflow {
 fn check_node(nodes: &Map<String, Value>, id: &str, node: &Value) -> Result<(), WorkflowError> {
     let id = || id.to_owned();
     let fields = node.as_object().ok_or_else(|| WorkflowError::NotANode { node: id(), found: kind_of(node) })?;
-    if !fields.get("class_type").is_some_and(|class| class.as_str().is_some_and(|class| !class.is_empty())) {
+    if fields.get("class_type").and_then(Value::as_str).unwrap_or_default().is_empty() {
         return Err(WorkflowError::MissingClassType { node: id() });
     }
     let inputs = match fields.get("inputs") {

@@ -77,9 +77,9 @@ impl<F: FnMut(&JobRecord)> Driver<'_, F> {
                     return Ok(());
                 };
                 self.accepted(found);
-                self.watch(None).await
+                self.watch().await
             }
-            (_, JobState::Pending | JobState::Running) => self.watch(None).await,
+            (_, JobState::Pending | JobState::Running) => self.watch().await,
             (_, JobState::Downloading) => return self.download().await,
             (_, _) => return Ok(()),
         };
@@ -94,7 +94,7 @@ impl<F: FnMut(&JobRecord)> Driver<'_, F> {
             self.end(JobState::NotSubmitted, None);
         }
         uploaded?;
-        let watch = self.watch(Some(&workflow)).await;
+        let watch = self.watch().await;
         let (prompt_id, client_id) = (self.job.record().prompt_id, self.job.record().client_id.clone());
         // If this can't be written, a crash during the submit couldn't be cleared up: so nothing is sent.
         self.job.update(|record| record.state = JobState::Submitting)?;
@@ -120,9 +120,9 @@ impl<F: FnMut(&JobRecord)> Driver<'_, F> {
     async fn upload(&mut self, workflow: &mut Workflow, inputs: Vec<JobInput>) -> Result<(), JobError> {
         // All places are known before the first byte is sent.
         workflow.resolve_all(inputs.iter().map(|input| input.selector.as_str()))?;
-        let nodes = workflow.nodes().len();
+        let classes = workflow.classes();
         let state = if inputs.is_empty() { JobState::Prepared } else { JobState::Uploading };
-        self.job.update(|record| (record.nodes, record.inputs, record.state) = (nodes, inputs.clone(), state))?;
+        self.job.update(|record| (record.classes, record.inputs, record.state) = (classes, inputs.clone(), state))?;
         (self.on_change)(self.job.record());
         let mut files = Vec::new();
         for (at, input) in inputs.iter().enumerate() {
@@ -159,8 +159,9 @@ impl<F: FnMut(&JobRecord)> Driver<'_, F> {
         Ok(self.client.find(&record.comfy_prompt_id, &record.client_id).await?)
     }
 
-    async fn watch(&self, workflow: Option<&Workflow>) -> Watch {
-        Watch::open(self.client, &self.job.record().client_id, workflow).await
+    async fn watch(&self) -> Watch {
+        let record = self.job.record();
+        Watch::open(self.client, &record.client_id, record.classes.clone()).await
     }
 
     async fn follow(mut self, watch: Watch) -> Result<(), JobError> {
