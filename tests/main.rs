@@ -1,1 +1,4 @@
 //! One binary for all tests, so that a newcomer links once.
+
+mod sandbox_world;
+mod support;
