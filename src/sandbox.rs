@@ -10,7 +10,7 @@
 mod billing;
 mod catalog;
 mod clock;
-mod container;
+pub mod container;
 mod control_api;
 mod faults;
 mod http_proxy;
@@ -22,6 +22,7 @@ mod request_log;
 mod runpod_api;
 mod world;
 
+use std::fmt;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -44,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use clock::ClockMode;
 use listener::{CuttableListener, Peer};
+use runpod_api::Problem;
 use world::World;
 
 /// Requests whose User-Agent begins so don't keep an idle sandbox awake.
@@ -77,12 +79,10 @@ pub enum SandboxError {
 }
 
 /// A running sandbox. Dropping it ends it too, only without waiting for that.
-#[derive(Debug)]
 pub struct Sandbox {
     url: String,
-    key: String,
     key_file: PathBuf,
-    stopping: CancellationToken,
+    world: Arc<World>,
     ended: CancellationToken,
 }
 
@@ -115,18 +115,16 @@ pub async fn start(options: SandboxOptions) -> Result<Sandbox, SandboxError> {
     })?;
 
     let ended = CancellationToken::new();
-    let stopping = world.stopping.clone();
-    let key = world.key.clone();
     tracing::info!(url, folder = %folder.display(), "the sandbox listens");
     tokio::spawn({
-        let (ended, files) = (ended.clone(), [description, key_file.clone()]);
+        let (world, ended, files) = (Arc::clone(&world), ended.clone(), [description, key_file.clone()]);
         async move {
             live(&world, options.idle_limit).await;
             end(&world, server, &files).await;
             ended.cancel();
         }
     });
-    Ok(Sandbox { url, key, key_file, stopping, ended })
+    Ok(Sandbox { url, key_file, world, ended })
 }
 
 impl Sandbox {
@@ -137,11 +135,16 @@ impl Sandbox {
 
     /// The account's API key, random for each world.
     pub fn key(&self) -> &str {
-        &self.key
+        &self.world.key
     }
 
     pub fn key_file(&self) -> &Path {
         &self.key_file
+    }
+
+    /// Every RunPod request with its answer, as `GET /_sandbox/requests` gives them; also after the end.
+    pub fn requests(&self) -> Vec<serde_json::Value> {
+        self.world.log.all().iter().map(|entry| json!(entry)).collect()
     }
 
     /// Waits until it has ended, be it by idleness or by [`Self::stop`].
@@ -151,14 +154,21 @@ impl Sandbox {
 
     /// Ends it with every pod's servers.
     pub async fn stop(self) {
-        self.stopping.cancel();
+        self.world.stopping.cancel();
         self.ended.cancelled().await;
     }
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        self.stopping.cancel();
+        self.world.stopping.cancel();
+    }
+}
+
+/// Without the key.
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Sandbox").field("url", &self.url).finish_non_exhaustive()
     }
 }
 
@@ -235,10 +245,10 @@ async fn stamp(State(world): State<Arc<World>>, request: Request, next: Next) ->
     response
 }
 
-async fn unknown_route(request: Request) -> Response {
+async fn unknown_route(request: Request) -> Problem {
     let detail = format!("the sandbox doesn't have the route {} {}", request.method(), request.uri().path());
     tracing::warn!("{detail}");
-    runpod_api::problem_response(501, detail)
+    Problem::new(501, detail)
 }
 
 fn prepare_folder(folder: &Path) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! The sandbox's world over real HTTP: RunPod's API, strictness, faults, the life of pods and their cost.
 
 mod catalog;
+mod contract;
 mod faults;
 mod life;
 mod strictness;
@@ -134,7 +135,7 @@ impl Tested {
 
     async fn finish_with(self, counts: impl Fn(&str) -> bool) {
         if let Some(spec) = openapi::spec() {
-            let mut violations = openapi::check_log(&spec, &self.log().await);
+            let mut violations = openapi::check_log(&spec, &self.sandbox.requests());
             violations.retain(|violation| counts(violation));
             assert!(violations.is_empty(), "{}", violations.join("\n"));
         }

@@ -25,7 +25,9 @@ pub struct Container {
 }
 
 impl Container {
-    pub async fn start(_spec: ContainerSpec) -> std::io::Result<Container> {
+    pub async fn start(spec: ContainerSpec) -> std::io::Result<Container> {
+        let ContainerSpec { pod_id, folder, volume, authorized_keys, env, comfyui, gpu_name, vram_gb } = spec;
+        tracing::trace!(?pod_id, ?folder, ?volume, ?authorized_keys, ?env, ?comfyui, ?gpu_name, ?vram_gb);
         let socket = TcpSocket::new_v4()?;
         socket.bind("127.0.0.1:0".parse().map_err(std::io::Error::other)?)?;
         let port = socket.local_addr()?.port();

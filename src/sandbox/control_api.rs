@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -25,7 +24,7 @@ use serde_json::{Value, json};
 use super::catalog::{self, Stock};
 use super::clock::ClockMode;
 use super::faults::Fault;
-use super::runpod_api::problem_response;
+use super::runpod_api::Problem;
 use super::world::World;
 
 pub fn routes() -> Router<Arc<World>> {
@@ -52,9 +51,9 @@ struct Advance {
     advance_seconds: f64,
 }
 
-async fn advance_clock(State(world): State<Arc<World>>, body: Bytes) -> Result<Json<Value>, Response> {
+async fn advance_clock(State(world): State<Arc<World>>, body: Bytes) -> Result<Json<Value>, Problem> {
     let advance: Advance = read(&body)?;
-    let refused = || problem_response(422, "advance_seconds must be from 0 to ten years in all");
+    let refused = || Problem::new(422, "advance_seconds must be from 0 to ten years in all");
     let by = Duration::try_from_secs_f64(advance.advance_seconds).map_err(|_| refused())?;
     if !world.clock.advance(by) {
         return Err(refused());
@@ -72,14 +71,14 @@ async fn list_faults(State(world): State<Arc<World>>) -> Json<Value> {
     Json(json!({ "faults": world.faults.pending() }))
 }
 
-async fn add_fault(State(world): State<Arc<World>>, body: Bytes) -> Result<Json<Value>, Response> {
+async fn add_fault(State(world): State<Arc<World>>, body: Bytes) -> Result<Json<Value>, Problem> {
     let fault: Fault = read(&body)?;
     let never = fault
         .kind
         .only_for()
         .is_some_and(|operations| fault.operation != "*" && !operations.contains(&fault.operation.as_str()));
     if never || fault.times == 0 || fault.status.is_some_and(|status| !(200..=599).contains(&status)) {
-        return Err(problem_response(422, "this fault could never happen"));
+        return Err(Problem::new(422, "this fault could never happen"));
     }
     world.faults.add(fault);
     Ok(list_faults(State(world)).await)
@@ -118,11 +117,11 @@ struct NewStock {
     community: Option<u32>,
 }
 
-async fn set_stock(State(world): State<Arc<World>>, body: Bytes) -> Result<Json<Value>, Response> {
+async fn set_stock(State(world): State<Arc<World>>, body: Bytes) -> Result<Json<Value>, Problem> {
     let new: NewStock = read(&body)?;
-    let gpu = catalog::find_gpu(&new.gpu).ok_or_else(|| problem_response(422, "unknown GPU type"))?.id;
+    let gpu = catalog::find_gpu(&new.gpu).ok_or_else(|| Problem::new(422, "unknown GPU type"))?.id;
     let center = catalog::find_data_center(&new.data_center);
-    let data_center = center.ok_or_else(|| problem_response(422, "unknown data center"))?.id;
+    let data_center = center.ok_or_else(|| Problem::new(422, "unknown data center"))?.id;
     let mut state = world.state().await;
     let index = state.stock.iter().position(|stock| stock.gpu == gpu && stock.data_center == data_center);
     let index = index.unwrap_or_else(|| {
@@ -142,13 +141,13 @@ struct NewRateLimit {
     per_minute: u64,
 }
 
-async fn set_rate_limit(State(world): State<Arc<World>>, body: Bytes) -> Result<Response, Response> {
+async fn set_rate_limit(State(world): State<Arc<World>>, body: Bytes) -> Result<Json<Value>, Problem> {
     let new: NewRateLimit = read(&body)?;
     world.rate_limit.set_per_minute(new.per_minute);
-    Ok(Json(json!({ "per_minute": new.per_minute })).into_response())
+    Ok(Json(json!({ "per_minute": new.per_minute })))
 }
 
 /// The body whatever its content type, so that a bare `curl -d` does.
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Response> {
-    serde_json::from_slice(body).map_err(|error| problem_response(422, format!("the body can't be read: {error}")))
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| Problem::new(422, format!("the body can't be read: {error}")))
 }

@@ -4,16 +4,25 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::time::timeout;
 
 use super::container::{Container, ContainerSpec};
 use super::pod::{Mount, Pod, Stage};
 use super::world::{State, World};
 
+/// How long a container may take to close; the whole world waits meanwhile.
+const CLOSING_TIME: Duration = Duration::from_secs(5);
+
 impl World {
     /// Takes every step that is due by now, the earliest first.
     pub async fn drive(&self, state: &mut State) {
+        // What still asks while the world ends must not bring up servers that nobody would end.
+        if self.stopping.is_cancelled() {
+            return;
+        }
         let now = self.clock.now();
         while let Some(index) = next_due(state, now) {
             let pod = &mut state.pods[index];
@@ -103,7 +112,9 @@ impl World {
     /// Ends the container and wipes its disk, as RunPod does with every stop.
     pub async fn close_container(&self, pod: &mut Pod) {
         if let Some(container) = pod.container.take() {
-            container.stop().await;
+            if timeout(CLOSING_TIME, container.stop()).await.is_err() {
+                tracing::warn!(pod = pod.id, "the pod's servers didn't end within {CLOSING_TIME:?}");
+            }
             pod.past_events.extend(container.events());
         }
         remove_folder(self.pod_folder(&pod.id).join("disk"));

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 /// The log forgets its oldest entries beyond this many.
-const KEPT: usize = 20_000;
+const KEPT: usize = 10_000;
 
 /// One request. It is written down when it arrives, so that a request without an answer shows too: its `status` stays
 /// null. The authorization header is never kept.

@@ -26,7 +26,7 @@ use super::rate_limit::Quota;
 use super::request_log::Entry;
 use super::world::World;
 use answer::Outcome;
-pub use answer::{Answer, Problem, problem_response};
+pub use answer::{Answer, Problem};
 
 /// Bodies above this are refused with a 413; the largest honest one, a create with a long environment, has some KiB.
 const BODY_LIMIT: usize = 1 << 20;
@@ -59,7 +59,7 @@ pub async fn handle(
 ) -> Response {
     let (parts, body) = request.into_parts();
     let Ok(bytes) = to_bytes(body, BODY_LIMIT).await else {
-        return Problem::new(413, format!("the body is larger than {BODY_LIMIT} bytes")).into_answer().into_response();
+        return Problem::new(413, format!("the body is larger than {BODY_LIMIT} bytes")).into_response();
     };
     let call = Call::new(parts.method, &parts.uri, parts.headers, &bytes);
     let number = world.log.begin(call.log_entry(&world, parts.uri.query()));
@@ -191,7 +191,7 @@ async fn authorize(world: &World, call: &Call) -> Result<Caller, Problem> {
     }
 }
 
-/// The routes the world has. `docs` of each: the operation of that name in RunPod's OpenAPI file.
+/// The routes the world has, each named like its operation in RunPod's OpenAPI file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Route {
     ListPods,

@@ -2,6 +2,7 @@
 //! 2020-12).
 
 use std::collections::HashMap;
+use std::io::Write;
 
 use jsonschema::{Draft, Validator};
 use serde_json::{Map, Value, json};
@@ -16,7 +17,13 @@ pub fn spec() -> Option<Value> {
         let required = std::env::var("AUTOPOD_TEST_REQUIRE").unwrap_or_default();
         assert!(!required.split(',').any(|item| item == "openapi"), "AUTOPOD_RUNPOD_OPENAPI is required but not set");
         static SAID: std::sync::Once = std::sync::Once::new();
-        SAID.call_once(|| tracing::warn!("AUTOPOD_RUNPOD_OPENAPI is not set: the wire is not compared with it"));
+        SAID.call_once(|| {
+            // Past the test harness, which would swallow it; a closed stderr is no reason to fail.
+            let _ = writeln!(
+                std::io::stderr(),
+                "skipped: AUTOPOD_RUNPOD_OPENAPI is not set, the wire is not compared with it"
+            );
+        });
         return None;
     };
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

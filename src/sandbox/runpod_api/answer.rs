@@ -160,7 +160,8 @@ impl Problem {
     }
 }
 
-/// A problem outside `/v2`.
-pub fn problem_response(status: u16, detail: impl Into<String>) -> Response {
-    Problem::new(status, detail).into_answer().into_response()
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        self.into_answer().into_response()
+    }
 }
