@@ -2,3 +2,5 @@
 
 mod comfy_client;
 mod runpod_provider;
+mod sandbox_world;
+mod support;
