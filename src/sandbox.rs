@@ -1,1 +1,5 @@
 //! To come.
+
+mod comfy_api;
+pub mod container;
+mod ssh_server;

@@ -1,1 +1,2 @@
 //! One binary for all tests, so that a newcomer links once.
+mod sandbox_container;
