@@ -44,7 +44,7 @@ impl Executor {
                 run.show(node, kept.shown.clone());
                 return Ok(());
             }
-            run.run(node, &mut self.results)
+            upstream_first(&job.prompt, node).into_iter().try_for_each(|node| run.run(node, &mut self.results))
         });
         if done.is_ok() {
             run.message("execution_success", json!({ "prompt_id": job.id }), false);
@@ -69,16 +69,13 @@ struct Run<'a> {
 struct Stopped;
 
 impl Run<'_> {
-    /// Executes what `node` is linked to and then the node. Validation has bounded the depth.
+    /// Executes a node, when all it is linked to has been, unless its result is known.
     fn run(&mut self, node: &str, results: &mut HashMap<Signature, Made>) -> Result<(), Stopped> {
         let signature = self.signatures[node];
         if results.contains_key(&signature) {
             return Ok(());
         }
         let (class, inputs) = parts(&self.job.prompt, node);
-        for (from, _) in inputs.iter().filter_map(|(_, value)| link(&self.job.prompt, value)) {
-            self.run(from, results)?;
-        }
         let mut values = Map::new();
         let mut links = Vec::new();
         for (name, value) in inputs {
@@ -225,6 +222,26 @@ fn link<'a>(prompt: &'a Map<String, Value>, value: &'a Value) -> Option<(&'a str
     let [from, slot] = value.as_array()?.as_slice() else { return None };
     let (from, _) = prompt.get_key_value(from.as_str()?)?;
     Some((from, usize::try_from(slot.as_u64()?).ok()?))
+}
+
+/// A node and all it is linked to, each behind what it needs. Validation has seen to it that there is no circle.
+fn upstream_first<'a>(prompt: &'a Map<String, Value>, node: &'a str) -> Vec<&'a str> {
+    let mut order = Vec::new();
+    let (mut open, mut done) = (HashSet::new(), HashSet::new());
+    let mut stack = vec![node];
+    while let Some(node) = stack.last().copied() {
+        if open.insert(node) {
+            let (_, inputs) = parts(prompt, node);
+            let upstream = inputs.values().filter_map(|value| link(prompt, value)).map(|(from, _)| from);
+            stack.extend(upstream.filter(|from| !open.contains(from)));
+            continue;
+        }
+        stack.pop();
+        if done.insert(node) {
+            order.push(node);
+        }
+    }
+    order
 }
 
 /// Works out the signatures of a node and of all it is linked to. Nodes that no output needs were not validated: they

@@ -1,6 +1,6 @@
 //! Checks a prompt before it is queued, and says what is wrong in ComfyUI's words.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value, json};
 
@@ -40,12 +40,19 @@ pub fn validate(prompt: &mut Value, targets: Option<&[String]>, files: &Files) -
     if outputs.is_empty() {
         return Err(refused("prompt_no_outputs", "Prompt has no outputs", String::new(), json!({}), json!({})));
     }
-    let mut check = Check { prompt, files, results: HashMap::new(), order: Vec::new(), converted: Vec::new() };
+    let mut check = Check {
+        prompt,
+        files,
+        results: HashMap::new(),
+        order: Vec::new(),
+        raised: HashMap::new(),
+        converted: Vec::new(),
+    };
     let mut good = Vec::new();
     let mut node_errors = Map::new();
     let mut details = Vec::new();
     for output in outputs {
-        let valid = match check.node(&output, 0) {
+        let valid = match check.with_upstream(&output) {
             Ok(valid) => valid,
             Err(exception) => {
                 let reason = error(
@@ -110,6 +117,7 @@ fn class_of(id: &str, node: &Value) -> Result<&'static NodeClass, Invalid> {
 }
 
 /// What Python would have raised.
+#[derive(Clone)]
 struct Exception {
     kind: &'static str,
     text: String,
@@ -131,19 +139,55 @@ struct Check<'a> {
     results: HashMap<String, (bool, Vec<Value>)>,
     /// The nodes of `results` in the order in which they were done.
     order: Vec<String>,
+    /// The nodes whose check itself went wrong.
+    raised: HashMap<String, Exception>,
     /// Node, input and value of what was converted.
     converted: Vec<(String, String, Value)>,
 }
 
 impl Check<'_> {
-    /// Checks a node and all it is linked to. Its own errors are kept; false also stands for those of others.
-    fn node(&mut self, id: &str, depth: usize) -> Result<bool, Exception> {
-        if let Some((valid, _)) = self.results.get(id) {
-            return Ok(*valid);
+    /// Checks all that an output is linked to and then the output itself. By a stack of its own: how deep the links go
+    /// is up to the client.
+    fn with_upstream(&mut self, output: &str) -> Result<bool, Exception> {
+        let mut open = HashSet::new();
+        let mut stack = vec![output.to_owned()];
+        while let Some(id) = stack.last().cloned() {
+            if !self.is_done(&id) {
+                if open.insert(id.clone()) && stack.len() <= MOST_DEPTH {
+                    let upstream = self.upstream(&id);
+                    let more: Vec<String> =
+                        upstream.into_iter().filter(|from| !self.is_done(from) && !open.contains(from)).collect();
+                    if !more.is_empty() {
+                        stack.extend(more);
+                        continue;
+                    }
+                }
+                if let Err(exception) = self.node(&id) {
+                    self.raised.insert(id, exception);
+                }
+            }
+            stack.pop();
         }
-        if depth > MOST_DEPTH {
-            return Err(Exception::new("RecursionError", "maximum recursion depth exceeded"));
+        match self.raised.get(output) {
+            Some(exception) => Err(exception.clone()),
+            None => Ok(self.results.get(output).is_some_and(|(valid, _)| *valid)),
         }
+    }
+
+    fn is_done(&self, id: &str) -> bool {
+        self.results.contains_key(id) || self.raised.contains_key(id)
+    }
+
+    /// The nodes of the prompt that a node is linked to.
+    fn upstream(&self, id: &str) -> Vec<String> {
+        let inputs = self.prompt.get(id).and_then(|node| node.get("inputs")).and_then(Value::as_object);
+        let links = inputs.into_iter().flat_map(Map::values).filter_map(|value| value.as_array()?.first()?.as_str());
+        links.filter(|from| self.prompt.contains_key(*from)).map(str::to_owned).collect()
+    }
+
+    /// Checks a node, when all it is linked to has been. Its own errors are kept; false also stands for those of
+    /// others.
+    fn node(&mut self, id: &str) -> Result<bool, Exception> {
         let prompt = self.prompt;
         let node = prompt.get(id).ok_or_else(|| Exception::new("KeyError", format!("'{id}'")))?;
         let class = node["class_type"].as_str().and_then(classes::find);
@@ -162,7 +206,7 @@ impl Check<'_> {
                 continue;
             };
             match value {
-                Value::Array(parts) => match self.link(name, input, &config, parts, depth)? {
+                Value::Array(parts) => match self.link(name, input, &config, parts)? {
                     Link::Good => {}
                     Link::BadUpstream => valid = false,
                     Link::Wrong(wrong) => errors.push(wrong),
@@ -185,7 +229,6 @@ impl Check<'_> {
         input: &Input,
         config: &Value,
         parts: &[Value],
-        depth: usize,
     ) -> Result<Link, Exception> {
         let [from, slot] = parts else {
             let message = "Bad linked input, must be a length-2 list of [node_id, slot_index]";
@@ -211,10 +254,13 @@ impl Check<'_> {
             let message = "Return type mismatch between linked nodes";
             return Ok(Link::Wrong(error("return_type_mismatch", message, details, extra)));
         }
-        match self.node(from_id, depth + 1) {
-            Ok(true) => Ok(Link::Good),
-            Ok(false) => Ok(Link::BadUpstream),
-            Err(exception) => {
+        if let Some((valid, _)) = self.results.get(from_id) {
+            return Ok(if *valid { Link::Good } else { Link::BadUpstream });
+        }
+        match self.raised.get(from_id).cloned() {
+            // It was begun and is not done: the links go in a circle, or on and on.
+            None => Err(Exception::new("RecursionError", "maximum recursion depth exceeded")),
+            Some(exception) => {
                 let extra = json!({
                     "input_name": name,
                     "input_config": config,
