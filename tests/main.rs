@@ -2,5 +2,6 @@
 
 mod comfy_client;
 mod runpod_provider;
+mod sandbox_container;
 mod sandbox_world;
 mod support;
