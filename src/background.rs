@@ -55,6 +55,7 @@ impl Launcher {
             .map_err(|source| StateError::Io { path: log.to_owned(), doing: "opened", source })?;
         let failed = |source| LaunchError::Spawn { program: self.program.clone(), command, source };
         let mut child = Command::new(&self.program)
+            .arg0("autopod-mcp")
             .arg(command)
             .args(arguments)
             .env_clear()

@@ -81,7 +81,7 @@ impl Home {
     }
     /// The home that `--sandbox` uses: inside this one, unless this one is a sandbox's already.
     pub fn sandbox(&self) -> PathBuf {
-        if self.root.join("world.key").exists() { self.root.clone() } else { self.root.join("sandbox") }
+        if self.lock("sandbox").exists() { self.root.clone() } else { self.root.join("sandbox") }
     }
 }
 

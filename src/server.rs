@@ -1,1 +1,37 @@
-//! To come.
+//! The faces that other programs speak to: MCP over stdio and JSON-RPC over HTTP and WebSocket. Both read the tools
+//! from [`crate::tools::TOOLS`] and go through [`crate::tools::call`]; nothing here knows a single tool.
+
+pub mod catalog;
+pub mod json_rpc;
+pub mod lines;
+pub mod mcp;
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::OnceCell;
+
+use crate::tools::ToolError;
+use crate::tools::context::Services;
+
+type Build = dyn Fn() -> BoxFuture<'static, Result<Arc<Services>, ToolError>> + Send + Sync;
+
+/// The services, built at the first call that needs them: a client is greeted before config, TLS roots or the
+/// provider are touched. A failed build is that call's error, and the next call tries again.
+#[derive(Clone)]
+pub struct LazyServices {
+    build: Arc<Build>,
+    built: Arc<OnceCell<Arc<Services>>>,
+}
+
+impl LazyServices {
+    pub fn new(
+        build: impl Fn() -> BoxFuture<'static, Result<Arc<Services>, ToolError>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { build: Arc::new(build), built: Arc::default() }
+    }
+
+    pub async fn get(&self) -> Result<Arc<Services>, ToolError> {
+        self.built.get_or_try_init(|| (self.build)()).await.cloned()
+    }
+}

@@ -22,6 +22,7 @@ use serde_json::Value;
 
 pub use context::Context;
 pub use error::{ErrorKind, StillBilling, ToolError};
+pub use schema::PATH_MARK;
 
 /// What a call does to the world; the annotations of every face follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -87,13 +88,18 @@ pub fn find(name: &str) -> Option<&'static ToolDef> {
     TOOLS.iter().find(|tool| tool.name == name)
 }
 
-/// Decodes, checks, runs, catches panics. `arguments` may be null for none.
-pub async fn call(context: &Context, name: &str, arguments: Value) -> Result<Answer, ToolError> {
-    let tool = find(name).ok_or_else(|| {
+/// The tool of that name, or an error that lists the names there are.
+pub fn known(name: &str) -> Result<&'static ToolDef, ToolError> {
+    find(name).ok_or_else(|| {
         let known: Vec<_> = TOOLS.iter().map(|tool| tool.name).collect();
         ToolError::new(ErrorKind::InvalidInput, format!("there is no tool `{name}`"))
             .hint(format!("use one of: {}", known.join(", ")))
-    })?;
+    })
+}
+
+/// Decodes, checks, runs, catches panics. `arguments` may be null for none.
+pub async fn call(context: &Context, name: &str, arguments: Value) -> Result<Answer, ToolError> {
+    let tool = known(name)?;
     let arguments = if arguments.is_null() { Value::Object(Default::default()) } else { arguments };
     let started = std::time::Instant::now();
     let result = AssertUnwindSafe((tool.run)(context, arguments)).catch_unwind().await.unwrap_or_else(|panic| {

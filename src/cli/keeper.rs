@@ -9,6 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::output;
 use crate::app;
 use crate::background::{KeeperSeed, Launcher, launch_keeper};
 use crate::config::Home;
@@ -18,6 +19,7 @@ use crate::provider::chain;
 use crate::ssh::Ssh;
 use crate::tools::{ErrorKind, ToolError};
 
+/// Keep a home: the background process that holds its pods and tunnels
 #[derive(Debug, Args)]
 pub struct KeeperArgs {
     /// The home that it keeps.
@@ -27,7 +29,7 @@ pub struct KeeperArgs {
     worker: bool,
 }
 
-pub async fn run(args: KeeperArgs, environment: &Environment, program: PathBuf) -> Result<(), ToolError> {
+pub async fn run(args: KeeperArgs, environment: &Environment, program: PathBuf) -> Result<u8, ToolError> {
     // Whoever started us may be killed with its whole process group; a session of our own takes us out of it. The
     // worker is in its guard's session already, and this fails harmlessly for a group's leader.
     let _ = rustix::process::setsid();
@@ -44,7 +46,7 @@ pub async fn run(args: KeeperArgs, environment: &Environment, program: PathBuf) 
             tokio::spawn(stop_at_end(stdin, stop.clone()));
         }
         guard::run(&launcher, &home, seed, stop).await;
-        Ok(())
+        Ok(0)
     }
 }
 
@@ -54,7 +56,7 @@ async fn work(
     seed: KeeperSeed,
     stdin: BufReader<tokio::io::Stdin>,
     stop: CancellationToken,
-) -> Result<(), ToolError> {
+) -> Result<u8, ToolError> {
     let guard_died = CancellationToken::new();
     tokio::spawn({
         let (stop, guard_died) = (stop.clone(), guard_died.clone());
@@ -73,10 +75,7 @@ async fn work(
             let newest = newest.clone();
             move |key| {
                 // The guard reads it from our stdout, a pipe that nobody else sees.
-                #[allow(clippy::print_stdout, reason = "a pipe to the guard, not a terminal")]
-                {
-                    println!("{}", key.expose_secret());
-                }
+                output::say(key.expose_secret());
                 newest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).key =
                     Some(key.expose_secret().to_owned());
             }
@@ -91,7 +90,7 @@ async fn work(
         let seed = newest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         launch_keeper(&launcher, &home, &seed).await?;
     }
-    Ok(())
+    Ok(0)
 }
 
 async fn read_seed(stdin: &mut BufReader<tokio::io::Stdin>) -> Result<KeeperSeed, ToolError> {

@@ -37,6 +37,7 @@ pub async fn run(launcher: &Launcher, home: &Home, mut seed: KeeperSeed, stop: C
 /// The worker's stderr is ours, the log; its stdout brings newer keys; its stdin ends with us.
 async fn start_worker(launcher: &Launcher, home: &Home, seed: &KeeperSeed) -> std::io::Result<Child> {
     let mut child = Command::new(&launcher.program)
+        .arg0("autopod-mcp")
         .arg("keeper")
         .arg(home.root())
         .arg("--worker")

@@ -6,6 +6,10 @@ use serde_json::{Map, Value, json};
 
 use super::ToolError;
 
+/// Marks a field of an input schema that holds paths of local files: `#[schemars(extend("x-path" = true))]`. The command
+/// line makes them absolute against its folder before the call; published schemas don't show the mark.
+pub const PATH_MARK: &str = "x-path";
+
 /// The schema of a tool's arguments. Some clients stumble over `$ref`, `format: uint32`, unions with null and
 /// `$schema`, so none of these is in it.
 pub(super) fn input<T: JsonSchema>() -> Value {

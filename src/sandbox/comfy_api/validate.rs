@@ -223,13 +223,7 @@ impl Check<'_> {
         Ok(valid)
     }
 
-    fn link(
-        &mut self,
-        name: &str,
-        input: &Input,
-        config: &Value,
-        parts: &[Value],
-    ) -> Result<Link, Exception> {
+    fn link(&mut self, name: &str, input: &Input, config: &Value, parts: &[Value]) -> Result<Link, Exception> {
         let [from, slot] = parts else {
             let message = "Bad linked input, must be a length-2 list of [node_id, slot_index]";
             let extra = json!({ "input_name": name, "input_config": config, "received_value": parts });

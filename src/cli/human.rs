@@ -1,0 +1,212 @@
+//! Commands for people, as rows over the tools: the flags come from a tool's input schema, only the rendering is
+//! theirs. `--json` gives what `call` gives.
+//!
+//! A tool's call is bounded to 45 s; a person waits longer. So a command whose tool answers `done: false` goes on
+//! until `--timeout`: with the call in the answer's `next`, given as `{"tool": ..., "arguments": ...}` or as the text
+//! `TOOL {json}`, or else with the same call again, which is safe because such tools ensure a state.
+
+mod flags;
+mod rows;
+
+use std::time::{Duration, Instant};
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde_json::{Map, Value, json};
+
+use super::progress::Bar;
+use super::signals::interruptible;
+use super::{output, paths, render};
+use crate::app::{self, AppOptions};
+use crate::timing::WAIT_DEFAULT_SECONDS;
+use crate::tools::{self, Answer, Context, StillBilling, ToolDef, ToolError};
+
+pub use rows::ROWS;
+
+/// One command.
+pub struct Row {
+    /// Two words: a group and a verb, like `pod list`.
+    pub path: &'static str,
+    /// The tool it calls.
+    pub tool: &'static str,
+    /// The field of the input that is given without a flag.
+    pub positional: Option<&'static str>,
+    /// A JSON object of fields that the command itself sets, so that they have no flag.
+    pub fixed: &'static str,
+    /// Other ways to write the path, of one word or two; they work but are not listed.
+    pub aliases: &'static [&'static str],
+    pub render: fn(&Value) -> String,
+    /// Whether an answer counts as a success: exit code 0 or 1.
+    pub succeeded: fn(&Value) -> bool,
+}
+
+/// The field that bounds one call; the command sets it from what is left of `--timeout`.
+const WAIT_FIELD: &str = "wait_seconds";
+/// Between calls that answer at once.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+const JSON_FLAG: &str = "json";
+const TIMEOUT_FLAG: &str = "timeout";
+
+impl Row {
+    fn tool(&self) -> Result<&'static ToolDef, ToolError> {
+        tools::known(self.tool)
+    }
+
+    fn fixed(&self) -> Map<String, Value> {
+        serde_json::from_str(self.fixed).unwrap_or_default()
+    }
+}
+
+/// Adds the rows to the program's other commands.
+pub fn add_commands(mut program: Command) -> Command {
+    for row in ROWS {
+        for (index, path) in std::iter::once(&row.path).chain(row.aliases).enumerate() {
+            let hidden = index > 0;
+            program = match path.split_once(' ') {
+                None => program.subcommand(leaf(path, row).hide(hidden)),
+                Some((group, verb)) if program.find_subcommand(group).is_some() => {
+                    program.mut_subcommand(group, |group| group.subcommand(leaf(verb, row).hide(hidden)))
+                }
+                Some((group, verb)) => program.subcommand(
+                    Command::new(group)
+                        .about(rows::about_group(group))
+                        .subcommand_required(true)
+                        .arg_required_else_help(true)
+                        .subcommand(leaf(verb, row).hide(hidden)),
+                ),
+            };
+        }
+    }
+    program
+}
+
+fn leaf(name: &'static str, row: &Row) -> Command {
+    let mut command = Command::new(name);
+    let Ok(tool) = row.tool() else { return command };
+    command = command
+        .about(tool.title)
+        .long_about(tool.description)
+        .args(flags::of(row, tool))
+        .arg(Arg::new(JSON_FLAG).long(JSON_FLAG).action(ArgAction::SetTrue).help("Print the answer as JSON"));
+    if waits(tool) {
+        command = command.arg(
+            Arg::new(TIMEOUT_FLAG)
+                .long(TIMEOUT_FLAG)
+                .value_name("DURATION")
+                .value_parser(humantime::parse_duration)
+                .default_value("30min")
+                .help("How long to wait until it is done, like 90s or 2h; the work goes on after that"),
+        );
+    }
+    command
+}
+
+/// Whether the tool may answer before it is done.
+fn waits(tool: &ToolDef) -> bool {
+    (tool.output_schema)().pointer("/properties/done").is_some()
+}
+
+/// The row that was asked for, and its flags.
+pub fn find(matches: &ArgMatches) -> Option<(&'static Row, &ArgMatches)> {
+    let (first, matches) = matches.subcommand()?;
+    let (path, matches) = match matches.subcommand() {
+        Some((second, matches)) => (format!("{first} {second}"), matches),
+        None => (first.to_owned(), matches),
+    };
+    let row = ROWS.iter().find(|row| row.path == path || row.aliases.contains(&path.as_str()))?;
+    Some((row, matches))
+}
+
+pub async fn run(options: &AppOptions, row: &'static Row, matches: &ArgMatches) -> Result<u8, ToolError> {
+    let tool = row.tool()?;
+    let mut arguments = Value::Object(flags::arguments(row, tool, matches)?);
+    paths::complete(tool, &mut arguments)?;
+    let timeout = matches.try_get_one::<Duration>(TIMEOUT_FLAG).ok().flatten().copied();
+    let (last_tool, answer) = {
+        let bar = Bar::start();
+        interruptible(async {
+            let context = Context { progress: bar.progress(), ..Context::new(app::services(options).await?) };
+            call_until_done(&context, tool, arguments, timeout).await
+        })
+        .await?
+    };
+    if matches.get_flag(JSON_FLAG) {
+        output::say_json(&answer.value)?;
+    } else {
+        output::say(&shown(row, last_tool, &answer));
+    }
+    if is_done(&answer.value) {
+        return Ok(if (row.succeeded)(&answer.value) { 0 } else { 1 });
+    }
+    Err(not_done(last_tool, &answer.value, timeout))
+}
+
+/// The tool that answered last, and its answer; not done only when the time is up.
+async fn call_until_done(
+    context: &Context,
+    mut tool: &'static ToolDef,
+    mut arguments: Value,
+    timeout: Option<Duration>,
+) -> Result<(&'static ToolDef, Answer), ToolError> {
+    let started = Instant::now();
+    let left = || timeout.unwrap_or_default().saturating_sub(started.elapsed());
+    loop {
+        let call_started = Instant::now();
+        if timeout.is_some() && (tool.input_schema)().pointer("/properties/wait_seconds").is_some() {
+            arguments[WAIT_FIELD] = json!(left().as_secs().min(WAIT_DEFAULT_SECONDS));
+        }
+        let answer = tools::call(context, tool.name, arguments.clone()).await?;
+        if is_done(&answer.value) || left().is_zero() {
+            return Ok((tool, answer));
+        }
+        if let Some(next) = next_call(&answer.value) {
+            (tool, arguments) = next;
+        }
+        let pause = LEAST_PAUSE.saturating_sub(call_started.elapsed()).min(left());
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn is_done(answer: &Value) -> bool {
+    answer.get("done") != Some(&Value::Bool(false))
+}
+
+/// The call that goes on with the work, where the answer names one that can be made.
+fn next_call(answer: &Value) -> Option<(&'static ToolDef, Value)> {
+    let (name, arguments) = match answer.get("next")? {
+        Value::String(text) => {
+            let (name, arguments) = text.split_once(' ')?;
+            (name, serde_json::from_str(arguments).ok()?)
+        }
+        next => (next.get("tool")?.as_str()?, next.get("arguments").cloned().unwrap_or_else(|| json!({}))),
+    };
+    let tool = tools::find(name)?;
+    tool.check(Value::clone(&arguments)).ok()?;
+    Some((tool, arguments))
+}
+
+/// In the row's words, or in those of the row of the tool that answered, or else in the tool's own.
+fn shown(row: &Row, answered: &ToolDef, answer: &Answer) -> String {
+    let rows = std::iter::once(row).chain(ROWS);
+    match rows.into_iter().find(|row| row.tool == answered.name) {
+        Some(row) => (row.render)(&answer.value),
+        None => render::clean(&answer.text),
+    }
+}
+
+fn not_done(tool: &ToolDef, answer: &Value, timeout: Option<Duration>) -> ToolError {
+    let waited = humantime::format_duration(timeout.unwrap_or_default());
+    let waiting_for = answer.get("waiting_for").map(|what| format!(", waiting for {}", render::text(what)));
+    let mut error = ToolError::failed(format!(
+        "{}: not done within {waited}{}; the work goes on",
+        tool.name,
+        render::clean(&waiting_for.unwrap_or_default())
+    ))
+    .hint("run the same command again to go on waiting");
+    error.still_billing = match answer.get("still_billing").and_then(Value::as_str) {
+        Some("yes") => Some(StillBilling::Yes),
+        Some("no") => Some(StillBilling::No),
+        Some(_) => Some(StillBilling::Possible),
+        None => None,
+    };
+    error
+}
