@@ -182,7 +182,7 @@ impl TunnelTask {
             tokio::select! {
                 cause = tunnel.ended() => return Some(cause),
                 () = self.until_unwanted() => return None,
-                () = self.until_moved(target) => return Some(Cause::Lost("the pod has a new address".to_owned())),
+                why = self.until_moved(target) => return Some(Cause::Lost(why.to_owned())),
                 () = tokio::time::sleep(pause) => {}
             }
         }
@@ -304,16 +304,18 @@ impl TunnelTask {
         }
     }
 
-    async fn until_moved(&self, target: &Target) {
+    async fn until_moved(&self, target: &Target) -> &'static str {
         loop {
             tokio::time::sleep(self.keeper.timing.keeper_turn).await;
             let Ok(Some(record)) = self.record() else { continue };
             let Ok(pods) = self.keeper.fleet.read() else { continue };
             let id = Some(&record.wanted.pod_id);
             let Some(pod) = pods.values().find(|pod| pod.known.pod_id.as_ref() == id) else { continue };
-            let moved = pod.known.ssh.as_ref().is_none_or(|address| *address != target.address);
-            if !pod.is_open() || moved {
-                return;
+            match &pod.known.ssh {
+                _ if !pod.is_open() => return "the pod is gone",
+                None => return "the pod has no address any more",
+                Some(address) if *address != target.address => return "the pod has a new address",
+                Some(_) => {}
             }
         }
     }

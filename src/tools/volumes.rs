@@ -53,7 +53,10 @@ impl Tool for ListVolumes {
                 data_center: volume.data_center,
             })
             .collect();
-        Ok(ListVolumesOutput { total_monthly_usd: rows.iter().map(|row| row.monthly_usd).sum(), volumes: rows })
+        Ok(ListVolumesOutput {
+            total_monthly_usd: (rows.iter().map(|row| row.monthly_usd).sum::<f64>() * 100.0).round() / 100.0,
+            volumes: rows,
+        })
     }
 
     fn text(output: &ListVolumesOutput) -> String {
@@ -76,7 +79,8 @@ impl Tool for ListVolumes {
 fn monthly_usd(size_gb: u32) -> f64 {
     let below = f64::from(size_gb.min(1000));
     let above = f64::from(size_gb.saturating_sub(1000));
-    below * USD_PER_GB_MONTH.0 + above * USD_PER_GB_MONTH.1
+    let usd = below * USD_PER_GB_MONTH.0 + above * USD_PER_GB_MONTH.1;
+    (usd * 100.0).round() / 100.0
 }
 
 /// The volume of that id or name; an ambiguous name is an error that lists the ids.

@@ -10,6 +10,7 @@ use crate::provider::{GpuProvider, PodStatus, ProviderError};
 use crate::tools::context::Services;
 use crate::tools::waiting::Waiting;
 use crate::tools::{Context, Effect, StillBilling, Tool, ToolError};
+use crate::tunnel::TunnelRecord;
 
 pub struct TerminatePod;
 
@@ -79,6 +80,7 @@ impl Tool for TerminatePod {
         services.refuse_foreign_account()?;
         refuse_foreign(services, &found, input.allow_unmanaged)?;
         let (name, written) = wish_gone(services, &found).await;
+        let tunnels = want_tunnels_closed(services, &name, found.pod_id()).await;
         let keeper = services.keeper_for_changes().await;
         let keeper_works = written.is_ok() && keeper.is_ok();
         let warning = written.as_ref().err().map(|error| format!("the record could not be written: {}", error.message));
@@ -99,7 +101,7 @@ impl Tool for TerminatePod {
                 }
             }
         };
-        let tunnels_stopped = stop_tunnels(services, &name, found.pod_id()).await;
+        let tunnels_stopped = count_stopped(&waiting, services, &tunnels).await;
         Ok(describe(&name, &found, record.as_ref(), gone, tunnels_stopped, warning))
     }
 
@@ -220,14 +222,24 @@ async fn delete_and_prove(provider: &dyn GpuProvider, id: &str) -> Result<bool, 
     Ok(!provider.pods().await?.value.iter().any(|pod| pod.id == id && pod.status != PodStatus::Terminated))
 }
 
-/// The keeper takes the records out; here the wish is written so that no tunnel comes up again.
-async fn stop_tunnels(services: &Services, name: &str, id: Option<&str>) -> usize {
+async fn want_tunnels_closed(services: &Services, name: &str, id: Option<&str>) -> Vec<(String, TunnelRecord)> {
     let (name, id) = (name.to_owned(), id.map(str::to_owned));
-    let stopped = services
-        .tunnels
-        .want_closed(move |_, tunnel| tunnel.wanted.pod == name || Some(&tunnel.wanted.pod_id) == id.as_ref())
-        .await;
-    stopped.map_or(0, |stopped| stopped.len())
+    let of_this_pod =
+        move |_: &str, tunnel: &TunnelRecord| tunnel.wanted.pod == name || Some(&tunnel.wanted.pod_id) == id.as_ref();
+    services.tunnels.want_closed(of_this_pod).await.unwrap_or_default()
+}
+
+/// The keeper takes the records of closed tunnels out, which proves that their ssh has ended.
+async fn count_stopped(waiting: &Waiting<'_>, services: &Services, tunnels: &[(String, TunnelRecord)]) -> usize {
+    loop {
+        let Ok(there) = services.tunnels.read() else { return 0 };
+        let still =
+            |name: &str, tunnel: &TunnelRecord| there.get(name).is_some_and(|record| record.intent == tunnel.intent);
+        let left = tunnels.iter().filter(|(name, tunnel)| still(name, tunnel)).count();
+        if left == 0 || !services.keeper.is_alive() || !waiting.again().await {
+            return tunnels.len() - left;
+        }
+    }
 }
 
 fn describe(
