@@ -255,13 +255,13 @@ async fn files_of_the_world_are_private_and_go_with_it() {
 async fn an_idle_world_ends_but_not_with_a_pod() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut idle = options(&folder, ClockMode::Manual);
-    idle.idle_limit = Some(Duration::from_millis(400));
+    idle.idle_limit = Some(Duration::from_millis(1500));
     let sandbox = sandbox::start(idle).await.expect("a sandbox");
     let url = format!("{}/v2/pods", sandbox.url());
     let created =
         client().post(&url).bearer_auth(sandbox.key()).json(&pod_body("comfy")).send().await.expect("an answer");
     let pod: Value = created.json().await.expect("a pod");
-    assert!(tokio::time::timeout(Duration::from_secs(2), sandbox.ended()).await.is_err(), "it ended under a pod");
+    assert!(tokio::time::timeout(Duration::from_millis(2500), sandbox.ended()).await.is_err(), "it ended under a pod");
     let pod_url = format!("{url}/{}", pod["id"].as_str().expect("an id"));
     client().delete(pod_url).bearer_auth(sandbox.key()).send().await.expect("an answer");
     // The keeper's requests don't keep it awake.
