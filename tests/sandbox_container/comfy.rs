@@ -85,7 +85,9 @@ async fn the_sampler_paints_step_by_step_and_tells_its_client() {
     let picture = async |entry: &Value| {
         let file = &entry["outputs"]["9"]["images"][0];
         let file = file["filename"].as_str().expect("a name").to_owned();
-        decode(&tunnel.get(&format!("/view?filename={file}&subfolder=&type=output")).await.bytes().await.expect("bytes"))
+        decode(
+            &tunnel.get(&format!("/view?filename={file}&subfolder=&type=output")).await.bytes().await.expect("bytes"),
+        )
     };
     let (width, height, first) = picture(&entry).await;
     assert_eq!((width, height), (48, 32));
@@ -217,9 +219,8 @@ async fn the_queue_runs_in_order_and_can_be_changed() {
     assert_eq!(order, [&long, &text(&front), &text(&numbered), &own_id.to_owned()]);
 
     // Pages of the history.
-    let keys = async |path: &str| {
-        tunnel.json(path).await.as_object().expect("an object").keys().cloned().collect::<Vec<_>>()
-    };
+    let keys =
+        async |path: &str| tunnel.json(path).await.as_object().expect("an object").keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys("/history?max_items=1").await, [own_id]);
     assert_eq!(keys("/history?max_items=2&offset=1").await, [text(&front), text(&numbered)]);
     assert_eq!(tunnel.json("/history/nobody").await, json!({}));

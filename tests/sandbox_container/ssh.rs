@@ -66,7 +66,8 @@ async fn commands_run_in_a_real_shell_with_an_empty_environment() {
     assert_eq!(text(&output.stdout), "out\n");
     assert_eq!(text(&output.stderr).lines().last(), Some("err"));
 
-    let output = pod.run("pwd; env | grep -v -e ^PWD= -e ^_= -e ^OLDPWD= -e ^SHLVL= | cut -d= -f1 | sort; echo $HOME").await;
+    let output =
+        pod.run("pwd; env | grep -v -e ^PWD= -e ^_= -e ^OLDPWD= -e ^SHLVL= | cut -d= -f1 | sort; echo $HOME").await;
     let disk = pod.disk().display().to_string();
     assert_eq!(text(&output.stdout), format!("{disk}\nHOME\nPATH\n{disk}\n"));
 

@@ -179,7 +179,8 @@ async fn the_door_is_guarded_like_the_real_one() {
     let crossing = tunnel.http.get(&stats).header("Sec-Fetch-Site", "cross-site").send().await.expect("an answer");
     assert_eq!(crossing.status(), 403);
 
-    let broken = tunnel.http.post(format!("{}/prompt", tunnel.url)).body("{\"prompt\": ").send().await.expect("an answer");
+    let broken =
+        tunnel.http.post(format!("{}/prompt", tunnel.url)).body("{\"prompt\": ").send().await.expect("an answer");
     assert_eq!(broken.status(), 500);
     assert!(broken.headers()["content-type"].to_str().expect("a text").starts_with("text/plain"));
     let large = vec![b' '; 100 * 1024 * 1024 + 1];
