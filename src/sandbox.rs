@@ -10,6 +10,7 @@
 mod billing;
 mod catalog;
 mod clock;
+mod comfy_api;
 pub mod container;
 mod control_api;
 mod faults;
@@ -20,6 +21,7 @@ mod pod;
 mod rate_limit;
 mod request_log;
 mod runpod_api;
+mod ssh_server;
 mod world;
 
 use std::fmt;

@@ -1,94 +1,170 @@
-//! Placeholder for a pod's servers.
+//! What runs "inside" a pod of the sandbox: a real SSH server and a ComfyUI-compatible server.
+//!
+//! The SSH port is the only thing bound on the host. ComfyUI has no TCP port at all: it takes its connections from
+//! memory, so that nothing but a forward of this pod's own SSH server (or the sandbox's HTTP proxy, through
+//! [`Container::connect`]) can reach it.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use serde_json::Value;
+use tokio::io::DuplexStream;
 use tokio::net::TcpSocket;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
+use super::comfy_api::{Comfy, ComfySettings};
+use super::ssh_server;
+
+pub(super) mod log;
+pub(super) mod network;
+mod strays;
+
+use log::EventLog;
+use network::{Network, Via};
+
+/// The port on which ComfyUI listens inside a pod.
+const COMFY_PORT: u16 = 8188;
+/// How many connections may wait to be accepted by the SSH server.
+const SSH_BACKLOG: u32 = 1024;
+/// How long [`Container::stop`] waits for tasks that were told to end.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// What a container is made of. Everything in it comes from the pod's create request or the sandbox's world.
+#[derive(Debug, Clone)]
 pub struct ContainerSpec {
+    /// Named in every entry of the event log.
     pub pod_id: String,
+    /// The container's disk: made when missing, removed by [`Container::stop`].
     pub folder: PathBuf,
+    /// Host folder of the network volume and its mount path inside.
     pub volume: Option<(PathBuf, String)>,
+    /// `PUBLIC_KEY`: OpenSSH public keys, one a line.
     pub authorized_keys: String,
+    /// The pod's environment. As in a real container, commands run over SSH don't see it.
     pub env: BTreeMap<String, String>,
+    /// URL of a real ComfyUI that is to stand behind the pod instead of ours.
     pub comfyui: Option<String>,
+    /// What `/system_stats` reports.
     pub gpu_name: String,
+    /// In GiB.
     pub vram_gb: u32,
 }
 
+/// One running container. Dropping it ends everything in it too, but only [`Container::stop`] waits for that and
+/// removes the folder.
 pub struct Container {
-    port: u16,
-    reserved: std::sync::Mutex<Option<TcpSocket>>,
-    server: std::sync::Mutex<Option<tokio::task::JoinHandle<()>>>,
-    comfy: std::sync::atomic::AtomicBool,
+    spec: ContainerSpec,
+    ssh_port: u16,
+    /// Bound from the start, so that the port belongs to this pod, but without a listener, so that it refuses.
+    reserved: Mutex<Option<TcpSocket>>,
+    network: Network,
+    log: EventLog,
+    stop: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl Container {
-    pub async fn start(spec: ContainerSpec) -> std::io::Result<Container> {
-        let ContainerSpec { pod_id, folder, volume, authorized_keys, env, comfyui, gpu_name, vram_gb } = spec;
-        tracing::trace!(?pod_id, ?folder, ?volume, ?authorized_keys, ?env, ?comfyui, ?gpu_name, ?vram_gb);
+    /// Makes the disk and reserves the SSH port on 127.0.0.1. Nothing answers yet.
+    pub async fn start(spec: ContainerSpec) -> io::Result<Container> {
+        for folder in ["input", "output", "temp"] {
+            tokio::fs::create_dir_all(spec.folder.join("ComfyUI").join(folder)).await?;
+        }
+        // Commands find their folder in HOME, and strays are found by it: both want the one real path.
+        let spec = ContainerSpec { folder: tokio::fs::canonicalize(&spec.folder).await?, ..spec };
         let socket = TcpSocket::new_v4()?;
-        socket.bind("127.0.0.1:0".parse().map_err(std::io::Error::other)?)?;
-        let port = socket.local_addr()?.port();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
         Ok(Container {
-            port,
-            reserved: std::sync::Mutex::new(Some(socket)),
-            server: std::sync::Mutex::new(None),
-            comfy: std::sync::atomic::AtomicBool::new(false),
+            ssh_port: socket.local_addr()?.port(),
+            reserved: Mutex::new(Some(socket)),
+            network: Network::new(stop.clone(), tasks.clone()),
+            log: EventLog::new(spec.pod_id.clone()),
+            stop,
+            tasks,
+            spec,
         })
     }
 
     pub fn ssh_port(&self) -> u16 {
-        self.port
+        self.ssh_port
     }
 
-    pub async fn open_ssh(&self) -> std::io::Result<()> {
-        let socket = self.reserved.lock().ok().and_then(|mut held| held.take());
-        let Some(socket) = socket else { return Ok(()) };
-        let listener = socket.listen(16)?;
-        let task = tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let _ = stream.write_all(b"SSH-2.0-placeholder\r\n").await;
-            }
-        });
-        if let Ok(mut server) = self.server.lock() {
-            *server = Some(task);
+    /// The SSH server answers from here on, with a host key that no container had before. A second call changes
+    /// nothing.
+    pub async fn open_ssh(&self) -> io::Result<()> {
+        let Some(socket) = self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+        let pod = ssh_server::Pod {
+            folder: self.spec.folder.clone(),
+            authorized_keys: ssh_server::parse_authorized_keys(&self.spec.authorized_keys),
+            network: self.network.clone(),
+            log: self.log.clone(),
+            stop: self.stop.clone(),
+            tasks: self.tasks.clone(),
+        };
+        let config = ssh_server::config().map_err(io::Error::other)?;
+        let listener = socket.listen(SSH_BACKLOG)?;
+        self.tasks.spawn(ssh_server::serve(listener, config, Arc::new(pod)));
+        Ok(())
+    }
+
+    /// ComfyUI listens on the pod's port 8188 from here on. A second call changes nothing.
+    pub async fn open_comfy(&self) -> io::Result<()> {
+        if let Some(url) = &self.spec.comfyui {
+            let (host, port) = network::host_and_port(url)
+                .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{url:?} is not an http URL")))?;
+            self.network.listen_elsewhere(COMFY_PORT, host, port);
+            return Ok(());
         }
+        let Some(listener) = self.network.listen(COMFY_PORT) else { return Ok(()) };
+        let comfy = Comfy::new(ComfySettings {
+            folder: self.spec.folder.join("ComfyUI"),
+            volume: self.spec.volume.as_ref().map(|(host_folder, _)| host_folder.clone()),
+            gpu_name: self.spec.gpu_name.clone(),
+            vram_bytes: u64::from(self.spec.vram_gb) << 30,
+            log: self.log.clone(),
+            stop: self.stop.clone(),
+        });
+        self.tasks.spawn(comfy.clone().work());
+        self.tasks.spawn(comfy.serve(listener));
         Ok(())
     }
 
-    pub async fn open_comfy(&self) -> std::io::Result<()> {
-        self.comfy.store(true, std::sync::atomic::Ordering::SeqCst);
-        Ok(())
-    }
-
+    /// A connection to a port inside the pod, as the HTTP proxy makes it. None: nothing listens there (refused).
     pub async fn connect(&self, port: u16) -> Option<DuplexStream> {
-        if port != 8188 || !self.comfy.load(std::sync::atomic::Ordering::SeqCst) {
-            return None;
-        }
-        let (near, mut far) = tokio::io::duplex(65536);
-        tokio::spawn(async move {
-            let mut head = vec![0; 65536];
-            let _ = far.read(&mut head).await;
-            let _ = far
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\ncontent-type: text/plain\r\nconnection: close\r\n\r\nComfyUI\n")
-                .await;
-        });
-        Some(near)
+        self.network.connect(port, Via::Proxy).await
     }
 
-    pub fn events(&self) -> Vec<serde_json::Value> {
-        Vec::new()
+    /// What happened in this pod, oldest first: forwards opened, commands run, requests to ComfyUI and how they
+    /// arrived (`"via": "direct-tcpip" | "proxy"`), progress values emitted.
+    pub fn events(&self) -> Vec<Value> {
+        self.log.entries()
     }
 
+    /// Closes every connection, ends every process and frees the port, then removes the folder.
     pub async fn stop(&self) {
-        if let Ok(mut reserved) = self.reserved.lock() {
-            reserved.take();
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(STOP_GRACE, self.tasks.wait()).await.is_err() {
+            tracing::error!(pod = self.spec.pod_id, "tasks of a container did not end in time");
         }
-        if let Some(task) = self.server.lock().ok().and_then(|mut server| server.take()) {
-            task.abort();
-            let _ = task.await;
+        strays::kill(&self.spec.folder).await;
+        match tokio::fs::remove_dir_all(&self.spec.folder).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::error!(pod = self.spec.pod_id, %error, "the container's folder was not removed"),
         }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }
