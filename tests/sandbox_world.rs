@@ -3,6 +3,7 @@
 mod catalog;
 mod contract;
 mod faults;
+mod inside;
 mod life;
 mod strictness;
 

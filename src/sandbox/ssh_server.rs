@@ -205,7 +205,7 @@ impl Handler for Connection {
             ended,
             log: self.pod.log.clone(),
         };
-        self.pod.tasks.spawn(run.to_the_end(channel));
+        self.pod.tasks.spawn(run.carry_out(channel));
         Ok(())
     }
 

@@ -95,6 +95,19 @@ async fn one_long_leap_takes_each_step_at_its_time() {
 }
 
 #[tokio::test]
+async fn the_clock_only_goes_forward() {
+    let world = Tested::new().await;
+    let (_, before) = world.get("/_sandbox/clock").await;
+    for wrong in
+        [json!({ "advance_seconds": -1 }), json!({ "advance_seconds": 1e12 }), json!({ "seconds": 1 }), json!(1)]
+    {
+        assert_eq!(world.post("/_sandbox/clock", wrong.clone()).await.0, 422, "{wrong}");
+    }
+    assert_eq!(world.get("/_sandbox/clock").await.1, before);
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn an_empty_start_command_keeps_everything_down() {
     let world = Tested::new().await;
     let mut body = pod_body("silent");
@@ -137,6 +150,13 @@ async fn cost_accrues_while_a_pod_holds_its_gpu() {
     let records = bill["records"].as_array().expect("records");
     let sum: f64 = records.iter().filter_map(|record| record["gpuAmount"].as_f64()).sum();
     assert!((sum - 1.5).abs() < 1e-6 && records.len() >= 3, "{bill}");
+    for size in ["day", "week", "month", "year"] {
+        let (status, bill) = world.get(&format!("/v2/billing/pods?bucketSize={size}&lastN=2")).await;
+        assert_eq!((status, &bill["metadata"]["query"]["bucketSize"]), (200, &json!(size)));
+        assert!(close(&bill["metadata"]["totals"]["gpuAmount"], 1.5), "{bill}");
+        assert!(bill["records"][0]["startTime"].as_str().is_some_and(|time| time.ends_with("T00:00:00Z")), "{bill}");
+    }
+    assert_eq!(world.get("/v2/billing/pods?lastN=2&endTime=2026-01-01T00:00:00Z").await.0, 400);
     let (_, other) = world.get("/v2/billing/pods?podId=another").await;
     assert_eq!(other["metadata"]["recordCount"], 0);
     world.finish().await;
@@ -235,13 +255,13 @@ async fn files_of_the_world_are_private_and_go_with_it() {
 async fn an_idle_world_ends_but_not_with_a_pod() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut idle = options(&folder, ClockMode::Manual);
-    idle.idle_limit = Some(Duration::from_millis(400));
+    idle.idle_limit = Some(Duration::from_millis(1500));
     let sandbox = sandbox::start(idle).await.expect("a sandbox");
     let url = format!("{}/v2/pods", sandbox.url());
     let created =
         client().post(&url).bearer_auth(sandbox.key()).json(&pod_body("comfy")).send().await.expect("an answer");
     let pod: Value = created.json().await.expect("a pod");
-    assert!(tokio::time::timeout(Duration::from_secs(2), sandbox.ended()).await.is_err(), "it ended under a pod");
+    assert!(tokio::time::timeout(Duration::from_millis(2500), sandbox.ended()).await.is_err(), "it ended under a pod");
     let pod_url = format!("{url}/{}", pod["id"].as_str().expect("an id"));
     client().delete(pod_url).bearer_auth(sandbox.key()).send().await.expect("an answer");
     // The keeper's requests don't keep it awake.

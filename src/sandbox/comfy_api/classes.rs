@@ -31,7 +31,7 @@ pub enum Input {
     },
     Choice(&'static [&'static str]),
     /// The name of a file in the input folder.
-    InputFile,
+    File,
 }
 
 const MAX_RESOLUTION: u64 = 16_384;
@@ -62,7 +62,7 @@ pub const CLASSES: &[NodeClass] = &[
         display_name: "Load Image",
         description: "",
         category: "image",
-        inputs: &[("image", Input::InputFile)],
+        inputs: &[("image", Input::File)],
         outputs: &["IMAGE", "MASK"],
         output_node: false,
     },
@@ -159,7 +159,7 @@ impl Input {
             Input::Link(kind) => kind,
             Input::Int { .. } => "INT",
             Input::Text { .. } => "STRING",
-            Input::Choice(_) | Input::InputFile => "COMBO",
+            Input::Choice(_) | Input::File => "COMBO",
         }
     }
 
@@ -179,7 +179,7 @@ impl Input {
             }
             Input::Text { default } => json!(["STRING", { "default": default }]),
             Input::Choice(choices) => json!([choices]),
-            Input::InputFile => json!([files.input_names(), { "image_upload": true }]),
+            Input::File => json!([files.input_names(), { "image_upload": true }]),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 
 use serde_json::{Map, Value, json};
 
+use super::classes;
 use super::nodes::{Call, Failure, Made, Output};
 use super::queue::{Finished, Job};
 use super::{Comfy, timestamp};
@@ -83,11 +84,11 @@ impl Run<'_> {
                 Some((from, slot)) => {
                     let made = results.get(&self.signatures[from]);
                     if let Some(output) = made.and_then(|made| made.outputs.get(slot)) {
-                        links.push((name.clone(), Output::clone(output)));
+                        links.push((name.to_owned(), Output::clone(output)));
                     }
                 }
                 None => {
-                    values.insert(name.clone(), value.clone());
+                    values.insert(name.to_owned(), value.clone());
                 }
             }
         }
@@ -208,13 +209,14 @@ fn progress_of(job: &Job, node: &str, value: u64, most: u64, state: &str) -> Val
     })
 }
 
-/// A node's class and inputs. Validation has seen to their shape for every node that is executed.
-fn parts<'a>(prompt: &'a Map<String, Value>, node: &str) -> (&'a str, &'a Map<String, Value>) {
-    static NONE: std::sync::LazyLock<Map<String, Value>> = std::sync::LazyLock::new(Map::new);
+/// A node's class and those of its inputs that the class declares. Others are never looked at: what they hold or lead to
+/// was not validated.
+fn parts<'a>(prompt: &'a Map<String, Value>, node: &str) -> (&'a str, Vec<(&'static str, &'a Value)>) {
     let node = prompt.get(node);
-    let class = node.and_then(|node| node.get("class_type")).and_then(Value::as_str).unwrap_or_default();
-    let inputs = node.and_then(|node| node.get("inputs")).and_then(Value::as_object).unwrap_or(&NONE);
-    (class, inputs)
+    let name = node.and_then(|node| node.get("class_type")).and_then(Value::as_str).unwrap_or_default();
+    let inputs = node.and_then(|node| node.get("inputs"));
+    let declared = classes::find(name).map_or(&[][..], |class| class.inputs).iter();
+    (name, declared.filter_map(|(input, _)| Some((*input, inputs?.get(input)?))).collect())
 }
 
 /// What a linked input leads to: a node of the prompt and a slot.
@@ -232,7 +234,7 @@ fn upstream_first<'a>(prompt: &'a Map<String, Value>, node: &'a str) -> Vec<&'a 
     while let Some(node) = stack.last().copied() {
         if open.insert(node) {
             let (_, inputs) = parts(prompt, node);
-            let upstream = inputs.values().filter_map(|value| link(prompt, value)).map(|(from, _)| from);
+            let upstream = inputs.iter().filter_map(|(_, value)| link(prompt, value)).map(|(from, _)| from);
             stack.extend(upstream.filter(|from| !open.contains(from)));
             continue;
         }
@@ -255,7 +257,7 @@ fn sign(comfy: &Comfy, prompt: &Map<String, Value>, node: &str, signatures: &mut
             continue;
         }
         let (class, inputs) = parts(prompt, node);
-        let unsigned = inputs.values().filter_map(|value| link(prompt, value)).map(|(from, _)| from);
+        let unsigned = inputs.iter().filter_map(|(_, value)| link(prompt, value)).map(|(from, _)| from);
         let unsigned: Vec<&str> = unsigned.filter(|from| !signatures.contains_key(*from)).collect();
         if open.insert(node) && !unsigned.is_empty() {
             stack.extend(unsigned);
@@ -265,18 +267,16 @@ fn sign(comfy: &Comfy, prompt: &Map<String, Value>, node: &str, signatures: &mut
         hashers[1].write_u8(1);
         for hasher in &mut hashers {
             class.hash(hasher);
-            let mut names: Vec<&String> = inputs.keys().collect();
-            names.sort();
-            for name in names {
+            for (name, value) in &inputs {
                 name.hash(hasher);
-                match link(prompt, &inputs[name]) {
+                match link(prompt, value) {
                     Some((from, slot)) => (signatures.get(from), slot).hash(hasher),
-                    None => inputs[name].to_string().hash(hasher),
+                    None => value.to_string().hash(hasher),
                 }
             }
             // A file may have changed under its name.
             if class == "LoadImage"
-                && let Some(name) = inputs.get("image").and_then(Value::as_str)
+                && let Some(name) = inputs.first().and_then(|(_, value)| value.as_str())
             {
                 comfy.files.annotated(name).and_then(|path| std::fs::read(path).ok()).hash(hasher);
             }

@@ -61,10 +61,7 @@ pub async fn submit(State(comfy): State<Arc<Comfy>>, body: Bytes) -> Response {
     extra_data.insert("create_time".into(), json!(timestamp()));
     let valid = match validate::validate(&mut prompt, targets.as_deref(), &comfy.files) {
         Ok(valid) => valid,
-        Err(Invalid::Refused { error, node_errors }) => {
-            let answer = json!({ "error": error, "node_errors": node_errors });
-            return (StatusCode::BAD_REQUEST, Json(answer)).into_response();
-        }
+        Err(Invalid::Refused(answer)) => return (StatusCode::BAD_REQUEST, Json(answer)).into_response(),
         Err(Invalid::Crash) => return crash(),
     };
     let Value::Object(prompt) = prompt else { return crash() };

@@ -22,7 +22,7 @@ pub struct Valid {
 /// A prompt that may not.
 pub enum Invalid {
     /// The body of a 400.
-    Refused { error: Value, node_errors: Value },
+    Refused(Box<Value>),
     /// Not of the shape of a prompt at all, for which ComfyUI has no answer but a 500.
     Crash,
 }
@@ -178,10 +178,11 @@ impl Check<'_> {
         self.results.contains_key(id) || self.raised.contains_key(id)
     }
 
-    /// The nodes of the prompt that a node is linked to.
+    /// The nodes of the prompt that a node's inputs are linked to.
     fn upstream(&self, id: &str) -> Vec<String> {
-        let inputs = self.prompt.get(id).and_then(|node| node.get("inputs")).and_then(Value::as_object);
-        let links = inputs.into_iter().flat_map(Map::values).filter_map(|value| value.as_array()?.first()?.as_str());
+        let Some(node) = self.prompt.get(id) else { return Vec::new() };
+        let inputs = node["class_type"].as_str().and_then(classes::find).map_or(&[][..], |class| class.inputs);
+        let links = inputs.iter().filter_map(|(name, _)| node.get("inputs")?.get(name)?.as_array()?.first()?.as_str());
         links.filter(|from| self.prompt.contains_key(*from)).map(str::to_owned).collect()
     }
 
@@ -324,7 +325,7 @@ fn constant(name: &str, input: &Input, config: &Value, value: &Value, files: &Fi
             let details = format!("{name}: '{}' not in [{}]", python_text(value), list.join(", "));
             Err(wrong("value_not_in_list", "Value not in list".into(), details, value))
         }
-        Input::InputFile => {
+        Input::File => {
             if value.as_str().and_then(|file| files.annotated(file)).is_some() {
                 return Ok(None);
             }
@@ -368,5 +369,6 @@ fn error(kind: &str, message: &str, details: String, extra_info: Value) -> Value
 }
 
 fn refused(kind: &str, message: &str, details: String, extra_info: Value, node_errors: Value) -> Invalid {
-    Invalid::Refused { error: error(kind, message, details, extra_info), node_errors }
+    let error = error(kind, message, details, extra_info);
+    Invalid::Refused(Box::new(json!({ "error": error, "node_errors": node_errors })))
 }

@@ -61,7 +61,9 @@ pub async fn act(world: &World, call: &Call, id: &str, fault: Option<&Fault>) ->
     if action == "start" {
         let config = &pod.config;
         let refused = fault.is_some_and(|fault| fault.kind == FaultKind::NoCapacity);
-        if refused || state.free(config.gpu, config.data_center, config.cloud) < config.gpu_count {
+        // A pod in ERROR still holds its own.
+        let own = if pod.holds_gpus() { config.gpu_count } else { 0 };
+        if refused || state.free(config.gpu, config.data_center, config.cloud) + own < config.gpu_count {
             return Err(Problem::new(400, NO_FREE_GPU_TO_START));
         }
     }

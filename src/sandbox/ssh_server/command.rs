@@ -33,7 +33,7 @@ pub struct Run {
 impl Run {
     /// Runs the command and closes the channel behind it. If the channel ends first, the command and all of its
     /// process group are killed.
-    pub async fn to_the_end(self, channel: Channel<Msg>) {
+    pub async fn carry_out(self, channel: Channel<Msg>) {
         let id = channel.id();
         let (from_client, to_client) = channel.split();
         // Nobody may be left to hear any of these, so that failures to say them are ignored.

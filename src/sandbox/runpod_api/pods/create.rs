@@ -21,6 +21,7 @@ const MACHINE_TOO_SMALL: &str =
 
 const MOST_HTTP_PORTS: usize = 10;
 const DEFAULT_DISK_GB: u32 = 50;
+const LARGEST_DISK_GB: u32 = 20_000;
 
 const KEYS: &[&str] = &[
     "args",
@@ -98,7 +99,7 @@ impl PodRequest {
             name: fields.text(violations, "name").unwrap_or_default(),
             image: fields.string(violations, "image"),
             args: fields.string(violations, "args"),
-            disk_gb: fields.integer(violations, "disk", 1, 100_000).unwrap_or(DEFAULT_DISK_GB),
+            disk_gb: fields.integer(violations, "disk", 1, u32::MAX).unwrap_or(DEFAULT_DISK_GB),
             env: fields.string_map(violations, "env").unwrap_or_default(),
             ports: fields.strings(violations, "ports").unwrap_or_default(),
             registry: match fields.get("registry") {
@@ -146,7 +147,7 @@ impl PodRequest {
         if gpu.price(self.cloud).is_none() {
             return Err(Problem::new(400, NO_SUCH_PODS));
         }
-        if count > gpu.max_count {
+        if count > gpu.max_count || self.disk_gb > LARGEST_DISK_GB {
             return Err(Problem::new(400, MACHINE_TOO_SMALL));
         }
         let data_center = pick(state, &centers, gpu, self.cloud, count).ok_or_else(|| Problem::new(400, SOLD_OUT))?;
@@ -229,7 +230,7 @@ impl GpuRequest {
             violations.object(path, gpu, &["id", "count", "allowedCudaVersions", "minCudaVersion"], &["id"])?;
         let request = Self {
             id: fields.string(violations, "id").unwrap_or_default(),
-            count: fields.integer(violations, "count", 1, 1_000),
+            count: fields.integer(violations, "count", 1, u32::MAX),
             allowed_cuda: fields.strings(violations, "allowedCudaVersions").unwrap_or_default(),
             min_cuda: fields.string(violations, "minCudaVersion"),
         };
@@ -268,7 +269,7 @@ fn mounts(violations: &mut Violations, fields: &Fields<'_>) -> (Option<Mount>, O
     let Some(mounts) = violations.object(&path, value, &["persistent", "network"], &[]) else { return (None, None) };
     let persistent = mounts.get("persistent").and_then(|value| {
         let fields = violations.object(&mounts.path("persistent"), value, &["size", "path"], &["size", "path"])?;
-        let size_gb = fields.integer(violations, "size", 10, 100_000)?;
+        let size_gb = fields.integer(violations, "size", 10, u32::MAX)?;
         Some(Mount::Persistent { size_gb, path: fields.string(violations, "path")? })
     });
     let networks = mounts.array(violations, "network").map_or(&[][..], Vec::as_slice);
@@ -287,7 +288,7 @@ fn mounts(violations: &mut Violations, fields: &Fields<'_>) -> (Option<Mount>, O
 fn read_cpu(violations: &mut Violations, path: &str, cpu: &Value) -> bool {
     if let Some(fields) = violations.object(path, cpu, &["id", "vcpuCount"], &["id", "vcpuCount"]) {
         fields.text(violations, "id");
-        fields.integer(violations, "vcpuCount", 2, 1_024);
+        fields.integer(violations, "vcpuCount", 2, u32::MAX);
     }
     true
 }
