@@ -353,7 +353,9 @@ async fn a_job_left_behind_is_taken_up_where_it_stands() {
     server.world().history.clear();
     let mut job = home.store.take(home.id).unwrap();
     let limits = DownloadLimits { per_file: 1, total: 2 };
-    drive(&client, &mut job, None, DriveOptions { until: None, limits }, |_| {}).await.unwrap();
+    // In a task of its own, as a run that goes on after its caller was answered.
+    let resumed = async move { drive(&client, &mut job, None, DriveOptions { until: None, limits }, |_| {}).await };
+    tokio::spawn(resumed).await.unwrap().unwrap();
     let record = home.record();
     assert_eq!((record.state, record.saved.len(), record.error), (JobState::Done, 2, None));
     assert_eq!(home.files(), ["out/a.png", "out/b.png"]);

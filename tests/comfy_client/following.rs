@@ -6,6 +6,7 @@ use autopod_mcp::comfy::ComfyTimeouts;
 use autopod_mcp::comfy::jobs::{DriveOptions, JobState, drive};
 use autopod_mcp::comfy::watch::{Outcome, Progress, Watch, watch};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::scripted::{Server, client_at, timeouts};
@@ -58,7 +59,9 @@ async fn a_prompt_that_is_nowhere_is_lost_and_never_done() {
     let server = Server::start().await;
     let (home, mut job) = Home::new();
     let client = server.client();
-    let driving = drive(&client, &mut job, Some(start()), DriveOptions::default(), |_| {});
+    // Far away: only there so that a client that never notices fails instead of hanging.
+    let options = DriveOptions { until: Some(Instant::now() + Duration::from_secs(30)), ..DriveOptions::default() };
+    let driving = drive(&client, &mut job, Some(start()), options, |_| {});
     let script = async {
         server.until("submitted", |world| !world.pending.is_empty()).await;
         server.begin();
