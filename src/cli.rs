@@ -4,6 +4,7 @@
 //! does (`pod list`, `volume list`) are no files but rows of the table in [`human`].
 
 mod call;
+mod demo;
 pub mod human;
 mod keeper;
 mod output;
@@ -54,6 +55,7 @@ enum Command {
     Rpc(rpc::RpcArgs),
     Call(call::CallArgs),
     Tools(tools::ToolsArgs),
+    Demo(demo::DemoArgs),
     Sandbox(sandbox::SandboxArgs),
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
@@ -97,6 +99,7 @@ fn run(environment: Environment, matches: &ArgMatches) -> Result<u8, ToolError> 
             Command::Rpc(args) => rpc::run(options, args).await,
             Command::Call(args) => call::run(&options, args).await,
             Command::Tools(args) => tools::run(args),
+            Command::Demo(args) => demo::run(args, options.environment, options.program).await,
             Command::Sandbox(args) => sandbox::run(args, &options.environment).await,
             Command::Keeper(args) => keeper::run(args, &options.environment, options.program).await,
         }

@@ -193,7 +193,10 @@ impl TunnelTask {
         let asked = Instant::now();
         let (state, cause) = match client.system_stats().await {
             Ok(_) => (TunnelState::Healthy, None),
-            Err(error) => (state_of(&error), Some(chain(&error))),
+            Err(error) => {
+                tracing::debug!(tunnel = self.name, error = %chain(&error), "not healthy");
+                (state_of(&error), Some(why_not_healthy(&error)))
+            }
         };
         let latency = u64::try_from(asked.elapsed().as_millis()).ok().filter(|_| cause.is_none());
         self.know(move |known| {
@@ -356,6 +359,14 @@ fn why_no_address(pod: &PodRecord) -> String {
     match pod.known.status {
         Some(status) => format!("the pod is {status:?} and has no address for SSH yet"),
         None => "the pod is not placed yet".to_owned(),
+    }
+}
+
+/// A broken connection behind a working tunnel means that nothing listens at its far end.
+fn why_not_healthy(error: &ComfyError) -> String {
+    match state_of(error) {
+        TunnelState::RemoteRefused => "ComfyUI does not listen in the pod yet".to_owned(),
+        _ => chain(error),
     }
 }
 
