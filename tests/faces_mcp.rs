@@ -1,16 +1,22 @@
 //! The MCP server as clients start it: the real program behind pipes, with the official client and with raw lines.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use rmcp::ServiceExt;
 use rmcp::model::CallToolRequestParams;
 use rmcp::transport::TokioChildProcess;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::faces_support::{PATIENCE, Server, TestHome, program};
-use autopod_mcp::server::catalog;
-use autopod_mcp::tools::TOOLS;
+use autopod_mcp::server::{LazyServices, catalog, mcp};
+use autopod_mcp::tools::context::Services;
+use autopod_mcp::tools::{TOOLS, ToolError};
 
 fn greeting() -> Value {
     json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}})
@@ -99,7 +105,7 @@ async fn bad_arguments_name_the_tool_and_the_field() {
     let mut server = greeted(&home).await;
     let arguments_of_the_tool = [
         (json!({"min_vram": 24}), ["`min_vram`", "min_vram_gb"]),
-        (json!({"min_vram_gb": "24"}), ["`min_vram_gb`", "integer"]),
+        (json!({"min_vram_gb": "24"}), ["`min_vram_gb`", "string"]),
         (json!({"min_vram_gb": -1}), ["`min_vram_gb`", "at least 1"]),
         (json!({"gpu_count": 1e99}), ["`gpu_count`", "at most 16"]),
     ];
@@ -108,7 +114,7 @@ async fn bad_arguments_name_the_tool_and_the_field() {
         assert_eq!(answer["result"]["isError"], true, "{answer}");
         assert_eq!(answer["result"]["_meta"]["autopod-mcp/error"]["kind"], "invalid_input", "{answer}");
         let text = text(&answer["result"]);
-        assert!(text.contains("list_gpus") && text.contains(words[0]), "{text}");
+        assert!(text.contains("list_gpus") && words.iter().all(|word| text.contains(word)), "{words:?} in: {text}");
     }
     // What isn't even the shape of a call is an error of the protocol.
     let shapes = [
@@ -237,6 +243,58 @@ async fn a_home_that_can_not_be_used_is_told_by_the_call_and_tried_again() {
     std::fs::remove_file(home.path()).expect("the file goes away");
     let answer = server.ask(4, "tools/call", ask).await;
     assert!(text(&answer["result"]).contains("RUNPOD_API_KEY"), "{answer}");
+}
+
+/// A server in this process whose services are built by `build`: what to write to it, and what it writes.
+fn in_process(
+    build: impl Fn() -> BoxFuture<'static, Result<Arc<Services>, ToolError>> + Send + Sync + 'static,
+) -> (DuplexStream, Lines<BufReader<DuplexStream>>, JoinHandle<()>) {
+    let (input, served_input) = tokio::io::duplex(1 << 16);
+    let (output, served_output) = tokio::io::duplex(1 << 16);
+    let services = LazyServices::new(build);
+    let serving = tokio::spawn(mcp::serve(served_input, served_output, services, CancellationToken::new()));
+    (input, BufReader::new(output).lines(), serving)
+}
+
+async fn converse(input: &mut DuplexStream, output: &mut Lines<BufReader<DuplexStream>>, messages: &[Value]) -> Value {
+    let lines: String = messages.iter().map(|message| format!("{message}\n")).collect();
+    input.write_all(lines.as_bytes()).await.expect("it reads");
+    let line = tokio::time::timeout(PATIENCE, output.next_line()).await.expect("it answers").expect("its output");
+    serde_json::from_str(&line.expect("an answer")).expect("JSON")
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_can_be_cancelled_and_holds_up_nobody() {
+    let (mut input, mut output, serving) = in_process(|| Box::pin(std::future::pending()));
+    let initialize = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": greeting()});
+    assert_eq!(converse(&mut input, &mut output, &[initialize]).await["id"], 1);
+    let answer = converse(
+        &mut input,
+        &mut output,
+        &[
+            json!({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": "list_gpus"}}),
+            json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 2}}),
+            json!({"jsonrpc": "2.0", "id": 3, "method": "tools/call", "params": {"name": "list_gpus"}}),
+            json!({"jsonrpc": "2.0", "id": 4, "method": "ping"}),
+        ],
+    )
+    .await;
+    assert_eq!(answer["id"], 4, "{answer}");
+    // Call 3 still hangs; the server ends with its input all the same.
+    drop(input);
+    tokio::time::timeout(PATIENCE, serving).await.expect("it ends").expect("without a panic");
+}
+
+#[tokio::test]
+async fn a_defect_while_starting_is_an_answer() {
+    let (mut input, mut output, _serving) = in_process(|| Box::pin(async { panic!("on purpose") }));
+    let initialize = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": greeting()});
+    converse(&mut input, &mut output, &[initialize]).await;
+    for id in [2, 3] {
+        let call = json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "list_gpus"}});
+        let answer = converse(&mut input, &mut output, &[call]).await;
+        assert_eq!(answer["result"]["_meta"]["autopod-mcp/error"]["kind"], "internal", "{answer}");
+    }
 }
 
 #[tokio::test]
