@@ -63,15 +63,19 @@ impl Server {
 
 fn main() -> Outcome<()> {
     let home = tempfile::tempdir()?;
-    let mut times: Vec<Duration> = Vec::new();
+    let mut greetings: Vec<Duration> = Vec::new();
+    let mut endings: Vec<Duration> = Vec::new();
     for _ in 0..ROUNDS {
         let started = Instant::now();
         let mut server = Server::start(home.path())?;
         server.greet()?;
-        times.push(started.elapsed());
+        greetings.push(started.elapsed());
+        let closed = Instant::now();
         server.end()?;
+        endings.push(closed.elapsed());
     }
-    times.sort();
+    greetings.sort();
+    endings.sort();
 
     let mut server = Server::start(home.path())?;
     server.greet()?;
@@ -85,8 +89,9 @@ fn main() -> Outcome<()> {
         .sum();
 
     let mut out = std::io::stdout().lock();
-    writeln!(out, "start to `initialize` answered: median {:?} of {ROUNDS}", times[ROUNDS / 2])?;
-    writeln!(out, "  fastest {:?}, slowest {:?}", times[0], times[ROUNDS - 1])?;
+    writeln!(out, "start to `initialize` answered: median {:?} of {ROUNDS}", greetings[ROUNDS / 2])?;
+    writeln!(out, "  fastest {:?}, slowest {:?}", greetings[0], greetings[ROUNDS - 1])?;
+    writeln!(out, "stdin closed to exit: median {:?}, slowest {:?}", endings[ROUNDS / 2], endings[ROUNDS - 1])?;
     writeln!(out, "resident memory of the idle server: {resident}")?;
     writeln!(out, "{} tools: {context} bytes of names, descriptions and input schemas", TOOLS.len())?;
     writeln!(out, "whole answer to tools/list: {} bytes", list.len())?;

@@ -1,5 +1,6 @@
 //! One binary for all tests, so that a newcomer links once.
 
+mod faces_answers;
 mod faces_cli;
 mod faces_json_rpc;
 mod faces_mcp;
