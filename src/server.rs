@@ -6,13 +6,15 @@ pub mod json_rpc;
 pub mod lines;
 pub mod mcp;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::OnceCell;
 
-use crate::tools::ToolError;
 use crate::tools::context::Services;
+use crate::tools::{ErrorKind, ToolError};
 
 type Build = dyn Fn() -> BoxFuture<'static, Result<Arc<Services>, ToolError>> + Send + Sync;
 
@@ -31,7 +33,14 @@ impl LazyServices {
         Self { build: Arc::new(build), built: Arc::default() }
     }
 
+    /// A panic is an error too: rmcp would leave its caller without any answer.
     pub async fn get(&self) -> Result<Arc<Services>, ToolError> {
-        self.built.get_or_try_init(|| (self.build)()).await.cloned()
+        let build = async {
+            AssertUnwindSafe((self.build)()).catch_unwind().await.unwrap_or_else(|_| {
+                Err(ToolError::new(ErrorKind::Internal, "a defect in this program keeps it from starting its work")
+                    .hint("look at the log on stderr, and please report this"))
+            })
+        };
+        self.built.get_or_try_init(|| build).await.cloned()
     }
 }

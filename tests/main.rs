@@ -2,6 +2,13 @@
 
 mod comfy_client;
 mod demo;
+mod faces_answers;
+mod faces_cli;
+mod faces_json_rpc;
+mod faces_mcp;
+mod faces_registry;
+mod faces_support;
+mod imports;
 mod runpod_provider;
 mod sandbox_container;
 mod sandbox_world;

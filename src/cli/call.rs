@@ -19,7 +19,7 @@ pub(super) struct CallArgs {
     /// The tool's name, as `autopod-mcp tools` lists it.
     tool: String,
     /// A JSON object of named arguments, `-` to read it from stdin; none when left out. Paths in it may be relative.
-    #[arg(value_name = "JSON", allow_hyphen_values = true)]
+    #[arg(value_name = "JSON")]
     arguments: Option<String>,
 }
 

@@ -51,38 +51,52 @@ impl Row {
         tools::known(self.tool)
     }
 
+    /// Every way to write it, the one that is listed first.
+    fn paths(&self) -> impl Iterator<Item = &'static str> {
+        std::iter::once(self.path).chain(self.aliases.iter().copied())
+    }
+
     fn fixed(&self) -> Map<String, Value> {
         serde_json::from_str(self.fixed).unwrap_or_default()
     }
 }
 
-/// Adds the rows to the program's other commands.
+/// Adds the rows to the program's other commands. Flags are made from schemas only for the command that is asked for:
+/// `serve` has to greet its client within milliseconds.
 pub fn add_commands(mut program: Command) -> Command {
     for row in ROWS {
-        for (index, path) in std::iter::once(&row.path).chain(row.aliases).enumerate() {
-            let hidden = index > 0;
-            program = match path.split_once(' ') {
-                None => program.subcommand(leaf(path, row).hide(hidden)),
-                Some((group, verb)) if program.find_subcommand(group).is_some() => {
-                    program.mut_subcommand(group, |group| group.subcommand(leaf(verb, row).hide(hidden)))
-                }
-                Some((group, verb)) => program.subcommand(
-                    Command::new(group)
-                        .about(rows::about_group(group))
-                        .subcommand_required(true)
-                        .arg_required_else_help(true)
-                        .subcommand(leaf(verb, row).hide(hidden)),
-                ),
-            };
+        for path in row.paths() {
+            let (name, is_group) = path.split_once(' ').map_or((path, false), |(group, _)| (group, true));
+            if program.find_subcommand(name).is_none() {
+                let about = if is_group { rows::about_group(name) } else { "" };
+                program = program.subcommand(Command::new(name).about(about).hide(!is_group).defer(fill));
+            }
         }
     }
     program
 }
 
-fn leaf(name: &'static str, row: &Row) -> Command {
-    let mut command = Command::new(name);
+/// Gives a group its verbs, and an alias of one word its flags.
+fn fill(mut command: Command) -> Command {
+    let name = command.get_name().to_owned();
+    for row in ROWS {
+        for path in row.paths() {
+            command = match path.split_once(' ') {
+                None if path == name => add_flags(command, row),
+                Some((group, verb)) if group == name => command
+                    .subcommand_required(true)
+                    .arg_required_else_help(true)
+                    .subcommand(add_flags(Command::new(verb), row).hide(path != row.path)),
+                _ => command,
+            };
+        }
+    }
+    command
+}
+
+fn add_flags(command: Command, row: &Row) -> Command {
     let Ok(tool) = row.tool() else { return command };
-    command = command
+    let mut command = command
         .about(tool.title)
         .long_about(tool.description)
         .args(flags::of(row, tool))
@@ -112,7 +126,7 @@ pub fn find(matches: &ArgMatches) -> Option<(&'static Row, &ArgMatches)> {
         Some((second, matches)) => (format!("{first} {second}"), matches),
         None => (first.to_owned(), matches),
     };
-    let row = ROWS.iter().find(|row| row.path == path || row.aliases.contains(&path.as_str()))?;
+    let row = ROWS.iter().find(|row| row.paths().any(|other| other == path))?;
     Some((row, matches))
 }
 
@@ -125,7 +139,7 @@ pub async fn run(options: &AppOptions, row: &'static Row, matches: &ArgMatches) 
         let bar = Bar::start();
         interruptible(async {
             let context = Context { progress: bar.progress(), ..Context::new(app::services(options).await?) };
-            call_until_done(&context, tool, arguments, timeout).await
+            until_done(|tool, arguments| tools::call(&context, tool.name, arguments), tool, arguments, timeout).await
         })
         .await?
     };
@@ -141,8 +155,8 @@ pub async fn run(options: &AppOptions, row: &'static Row, matches: &ArgMatches) 
 }
 
 /// The tool that answered last, and its answer; not done only when the time is up.
-async fn call_until_done(
-    context: &Context,
+async fn until_done<C: Future<Output = Result<Answer, ToolError>>>(
+    call: impl Fn(&'static ToolDef, Value) -> C,
     mut tool: &'static ToolDef,
     mut arguments: Value,
     timeout: Option<Duration>,
@@ -154,7 +168,7 @@ async fn call_until_done(
         if timeout.is_some() && (tool.input_schema)().pointer("/properties/wait_seconds").is_some() {
             arguments[WAIT_FIELD] = json!(left().as_secs().min(WAIT_DEFAULT_SECONDS));
         }
-        let answer = tools::call(context, tool.name, arguments.clone()).await?;
+        let answer = call(tool, arguments.clone()).await?;
         if is_done(&answer.value) || left().is_zero() {
             return Ok((tool, answer));
         }
@@ -209,4 +223,68 @@ fn not_done(tool: &ToolDef, answer: &Value, timeout: Option<Duration>) -> ToolEr
         None => None,
     };
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// Answers these in turn and the last one for ever; tells what was asked for.
+    async fn asked_for(answers: &[Value], timeout: Option<Duration>) -> (Vec<(&'static str, Value)>, Value) {
+        let asked = RefCell::new(Vec::new());
+        let call = |tool: &'static ToolDef, arguments: Value| {
+            let turn = asked.borrow().len().min(answers.len() - 1);
+            asked.borrow_mut().push((tool.name, arguments));
+            std::future::ready(Ok(Answer { value: answers[turn].clone(), text: String::new() }))
+        };
+        let tool = tools::find("list_gpus").expect("it is there");
+        let (_, answer) = until_done(call, tool, json!({"gpu_count": 2}), timeout).await.expect("no call failed");
+        (asked.into_inner(), answer.value)
+    }
+
+    #[tokio::test]
+    async fn a_done_answer_or_one_without_states_is_the_last() {
+        for answer in [json!({"gpus": []}), json!({"done": true})] {
+            let (asked, last) = asked_for(std::slice::from_ref(&answer), Some(Duration::from_secs(60))).await;
+            assert_eq!((asked.len(), last), (1, answer));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_call_is_repeated_or_the_next_one_made_until_done() {
+        let answers = [
+            json!({"done": false, "next": "wait a little"}),
+            json!({"done": false, "next": "list_volumes {}"}),
+            json!({"done": false, "next": {"tool": "list_gpus", "arguments": {"gpu_count": 3}}}),
+            json!({"done": true}),
+        ];
+        let (asked, last) = asked_for(&answers, Some(Duration::from_secs(60))).await;
+        let wanted = [
+            ("list_gpus", json!({"gpu_count": 2})),
+            ("list_gpus", json!({"gpu_count": 2})),
+            ("list_volumes", json!({})),
+            ("list_gpus", json!({"gpu_count": 3})),
+        ];
+        assert_eq!((asked.as_slice(), last), (wanted.as_slice(), json!({"done": true})));
+    }
+
+    #[tokio::test]
+    async fn the_time_runs_out() {
+        let waiting = json!({"done": false, "waiting_for": "an ssh server", "still_billing": "yes"});
+        let timeout = Some(Duration::from_millis(10));
+        let (asked, last) = asked_for(std::slice::from_ref(&waiting), timeout).await;
+        assert!(!asked.is_empty() && last == waiting, "{asked:?}");
+        let error = not_done(tools::find("list_gpus").expect("it is there"), &waiting, timeout);
+        assert_eq!((error.kind.exit_code(), error.still_billing), (1, Some(StillBilling::Yes)));
+        assert!(error.message.contains("an ssh server") && error.message.contains("10ms"), "{error}");
+    }
+
+    #[test]
+    fn only_a_call_that_can_be_made_is_next() {
+        for next in [json!(null), json!("again"), json!("no_such_tool {}"), json!("list_gpus {\"colour\": 1}")] {
+            assert!(next_call(&json!({"done": false, "next": next})).is_none(), "{next}");
+        }
+    }
 }

@@ -96,7 +96,7 @@ fn published(mut schema: Value) -> Value {
 
 fn remove_marks(schema: &mut Value) {
     let Value::Object(object) = schema else { return };
-    object.remove(PATH_MARK);
+    object.shift_remove(PATH_MARK);
     for key in ["items", "additionalProperties"] {
         if let Some(below) = object.get_mut(key) {
             remove_marks(below);

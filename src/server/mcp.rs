@@ -7,7 +7,7 @@
 mod progress;
 mod transport;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rmcp::model::{
@@ -49,7 +49,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let going_on = TaskTracker::new();
-    let face = Arc::new(Face { services, going_on: going_on.clone(), tools: published_tools() });
+    let face = Arc::new(Face { services, going_on: going_on.clone(), tools: OnceLock::new() });
     let input_ended = CancellationToken::new();
     let transport = Transport::start(input, output, input_ended.clone());
     tokio::select! {
@@ -89,7 +89,8 @@ struct Face {
     services: LazyServices,
     /// Work that goes on after its answer.
     going_on: TaskTracker,
-    tools: Vec<Tool>,
+    /// Made when the first client asks for them, after it was greeted.
+    tools: OnceLock<Vec<Tool>>,
 }
 
 fn published_tools() -> Vec<Tool> {
@@ -116,11 +117,11 @@ impl ServerHandler for Face {
         _page: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListToolsResult, ErrorData> {
-        Ok(ListToolsResult::with_all_items(self.tools.clone()))
+        Ok(ListToolsResult::with_all_items(self.tools().to_vec()))
     }
 
     fn get_tool(&self, name: &str) -> Option<Tool> {
-        self.tools.iter().find(|tool| tool.name == name).cloned()
+        self.tools().iter().find(|tool| tool.name == name).cloned()
     }
 
     async fn on_custom_request(
@@ -157,6 +158,10 @@ impl ServerHandler for Face {
 }
 
 impl Face {
+    fn tools(&self) -> &[Tool] {
+        self.tools.get_or_init(published_tools)
+    }
+
     async fn call(
         &self,
         name: &str,

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rmcp::RoleServer;
-use rmcp::model::{ProgressNotificationParam, ProgressToken};
-use rmcp::service::{Peer, RequestContext};
+use rmcp::model::ProgressNotificationParam;
+use rmcp::service::RequestContext;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -18,9 +18,12 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// MCP wants the value to rise with every notification, also where only the message changed.
 const STEP: f64 = 0.001;
 
+/// Holds the latest update only: what was overtaken is not sent.
+type Latest = watch::Sender<Option<ProgressUpdate>>;
+
 /// Sends the latest update whenever the pause is over. Without a token from the client it does nothing.
 pub(super) struct ProgressPump {
-    updates: Option<Arc<Mutex<Option<watch::Sender<Option<ProgressUpdate>>>>>>,
+    updates: Option<Arc<Mutex<Option<Latest>>>>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -28,7 +31,15 @@ impl ProgressPump {
     pub(super) fn start(context: &RequestContext<RoleServer>) -> Self {
         let Some(token) = context.meta.get_progress_token() else { return Self { updates: None, task: None } };
         let (sender, receiver) = watch::channel(None);
-        let task = tokio::spawn(pump(context.peer.clone(), token, receiver));
+        let peer = context.peer.clone();
+        let send = move |update: ProgressUpdate| {
+            let mut notification =
+                ProgressNotificationParam::new(token.clone(), update.value).with_message(update.message);
+            notification.total = update.total;
+            let peer = peer.clone();
+            async move { peer.notify_progress(notification).await.is_ok() }
+        };
+        let task = tokio::spawn(pump(send, receiver));
         Self { updates: Some(Arc::new(Mutex::new(Some(sender)))), task: Some(task) }
     }
 
@@ -55,23 +66,24 @@ impl ProgressPump {
     }
 }
 
-async fn pump(peer: Peer<RoleServer>, token: ProgressToken, mut updates: watch::Receiver<Option<ProgressUpdate>>) {
+async fn pump<S, F>(send: S, mut updates: watch::Receiver<Option<ProgressUpdate>>)
+where
+    S: Fn(ProgressUpdate) -> F,
+    F: Future<Output = bool>,
+{
     let mut last: Option<ProgressUpdate> = None;
     // A closed channel still yields the value that nobody has seen yet.
     while updates.changed().await.is_ok() {
         let Some(update) = updates.borrow_and_update().clone() else { continue };
         let Some(value) = next_value(last.as_ref(), &update) else { continue };
-        let mut notification = ProgressNotificationParam::new(token.clone(), value).with_message(&update.message);
-        notification.total = update.total;
-        if peer.notify_progress(notification).await.is_err() {
+        let update = ProgressUpdate { value, ..update };
+        if !send(update.clone()).await {
             return;
         }
-        last = Some(ProgressUpdate { value, ..update });
-        let pause = tokio::time::sleep(PAUSE);
-        tokio::pin!(pause);
+        last = Some(update);
         // The end of the call cuts the pause short.
         tokio::select! {
-            () = &mut pause => {}
+            () = tokio::time::sleep(PAUSE) => {}
             () = closed(updates.clone()) => {}
         }
     }
@@ -97,6 +109,30 @@ mod tests {
 
     fn update(message: &str, value: f64) -> ProgressUpdate {
         ProgressUpdate { message: message.to_owned(), value, total: None }
+    }
+
+    #[tokio::test]
+    async fn a_burst_is_thinned_out_and_its_last_update_sent() {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let (sender, receiver) = watch::channel(None);
+        let record = sent.clone();
+        let pump = tokio::spawn(pump(
+            move |update: ProgressUpdate| {
+                record.lock().unwrap_or_else(PoisonError::into_inner).push(update.value);
+                std::future::ready(true)
+            },
+            receiver,
+        ));
+        for step in 0..500 {
+            sender.send_replace(Some(update("running", f64::from(step))));
+            tokio::task::yield_now().await;
+        }
+        drop(sender);
+        pump.await.expect("the pump ends with its sender");
+        let sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(sent.last(), Some(&499.0));
+        assert!(sent.len() < 100, "{} of 500 updates were sent", sent.len());
+        assert!(sent.windows(2).all(|pair| pair[0] < pair[1]), "{sent:?}");
     }
 
     #[test]

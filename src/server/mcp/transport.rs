@@ -71,7 +71,8 @@ async fn read<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
                 Err(reason) => (value.get("id").cloned().unwrap_or_default(), -32602, reason),
             },
         };
-        tracing::warn!(%id, reason, "a message was refused");
+        // The reason may quote the message, and so a secret: it goes to the client alone.
+        tracing::warn!(%id, code, "a message was refused");
         refusals.write(&json!({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": reason}})).await?;
     }
     Ok(())
