@@ -10,9 +10,10 @@ use secrecy::SecretString;
 use crate::background::{KeeperClient, Launcher};
 use crate::config::{Config, ConfigError, Home};
 use crate::environment::Environment;
+use crate::errors::chain;
 use crate::fleet::Fleet;
 use crate::keeper::Connect;
-use crate::provider::{GpuProvider, chain};
+use crate::provider::GpuProvider;
 use crate::runpod::{ApiOrigin, OriginError, RunPod, RunPodOptions, RunPodTimeouts};
 use crate::timing::Timing;
 use crate::tools::context::Services;
@@ -56,7 +57,7 @@ pub async fn services(options: &AppOptions) -> Result<Arc<Services>, ToolError> 
     let config = Config::read(&outer)?;
     let key = options.environment.api_key.clone().or_else(|| config.api_key.clone());
     let origin = options.environment.api_base_url.clone().or_else(|| config.api_base_url.clone());
-    let origin = origin.map_or_else(|| ApiOrigin::default().to_string(), |origin| origin);
+    let origin = origin.unwrap_or_else(|| ApiOrigin::default().to_string());
     wire(outer, config, key, &origin, launcher, options.tethered)
 }
 

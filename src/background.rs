@@ -8,9 +8,11 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::{ChildStdin, Command};
+use tokio_util::sync::CancellationToken;
 
 use crate::state::{self, StateError};
 
@@ -35,15 +37,14 @@ pub struct Launcher {
 
 impl Launcher {
     /// Starts `program command arguments...` with `first_line` on its stdin and its output in a log. The child leaves
-    /// our session itself (first thing it does), so that it outlives our terminal and process group. Dropping the
-    /// returned stdin closes it, which a tethered child takes as the order to end.
+    /// our session itself (first thing it does), so that it outlives our terminal and process group.
     pub async fn start(
         &self,
         command: &'static str,
         arguments: &[OsString],
         first_line: &str,
         log: &Path,
-    ) -> Result<(u32, ChildStdin), LaunchError> {
+    ) -> Result<Started, LaunchError> {
         if let Some(folder) = log.parent() {
             state::make_private_folder(folder)?;
         }
@@ -67,12 +68,33 @@ impl Launcher {
             .kill_on_drop(false)
             .spawn()
             .map_err(failed)?;
-        let pid = child.id().unwrap_or_default();
         let mut stdin = child.stdin.take().ok_or_else(|| failed(std::io::ErrorKind::BrokenPipe.into()))?;
         stdin.write_all(format!("{first_line}\n").as_bytes()).await.map_err(failed)?;
         stdin.flush().await.map_err(failed)?;
+        let ended = CancellationToken::new();
         // Somebody has to take its exit status, or it stays a zombie as long as we live.
-        tokio::spawn(async move { child.wait().await });
-        Ok((pid, stdin))
+        tokio::spawn({
+            let ended = ended.clone();
+            async move {
+                let _ = child.wait().await;
+                ended.cancel();
+            }
+        });
+        Ok(Started { stdin, ended })
+    }
+}
+
+/// A process that was started, as long as we care. Letting go of it ends a tethered one and no other.
+#[derive(Debug)]
+pub struct Started {
+    stdin: ChildStdin,
+    ended: CancellationToken,
+}
+
+impl Started {
+    /// Closes its stdin, which a tethered process takes as the order to end, and waits until it has.
+    pub async fn let_go(self, patience: Duration) -> bool {
+        drop(self.stdin);
+        tokio::time::timeout(patience, self.ended.cancelled()).await.is_ok()
     }
 }

@@ -10,6 +10,7 @@ mod socket;
 mod tunnel_task;
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::socket_path;
 use crate::config::Home;
+use crate::errors::chain;
 use crate::fleet::{ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, PodRecord, new_intent};
-use crate::provider::{GpuProvider, Pod, chain};
+use crate::provider::{GpuProvider, Pod};
 use crate::ssh::Ssh;
 use crate::state::{Lock, StateError};
 use crate::timing::Timing;
@@ -45,7 +47,8 @@ pub struct KeeperOptions {
     pub connect: Connect,
     /// Told of a key that came over the socket, so that the guard has it when the worker dies.
     pub on_key: OnKey,
-    pub ssh: Ssh,
+    /// What ssh may see of the environment.
+    pub ssh_environment: Vec<(String, OsString)>,
     /// Cancelled from outside: start nothing new, end the ssh children, end.
     pub stop: CancellationToken,
 }
@@ -87,9 +90,9 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
     let keeper = Arc::new(Keeper {
         fleet: Fleet::new(&options.home, &options.timing),
         tunnels: Tunnels::new(&options.home, &options.timing),
-        home: options.home,
         timing: options.timing,
-        ssh: options.ssh,
+        ssh: Ssh { folder: options.home.ssh(), environment: options.ssh_environment },
+        home: options.home,
         provider: watch::Sender::new(provider),
         origin: options.origin,
         connect: options.connect,

@@ -20,6 +20,7 @@ pub mod cli;
 pub mod comfy;
 pub mod config;
 pub mod environment;
+pub mod errors;
 pub mod fleet;
 pub mod keeper;
 pub mod provider;

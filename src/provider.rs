@@ -277,15 +277,3 @@ impl ProviderError {
         )
     }
 }
-
-/// The error with every cause below it, for logs and for the edge.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(below) = cause {
-        text.push_str(": ");
-        text.push_str(&below.to_string());
-        cause = below.source();
-    }
-    text
-}

@@ -13,7 +13,6 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
 
-use crate::provider::SshAddress;
 use crate::state::{self, Lock, StateError};
 
 /// The line by which the far end tells that the session, and so the forward, is up.
@@ -84,7 +83,9 @@ pub struct Ssh {
 /// One forward: `127.0.0.1:local_port` here to `127.0.0.1:remote_port` in the pod.
 #[derive(Debug, Clone)]
 pub struct Forward {
-    pub address: SshAddress,
+    pub user: String,
+    pub host: String,
+    pub port: u16,
     /// Names the pod and its start, for host keys are pinned for each start.
     pub host_key_alias: String,
     pub local_port: u16,
@@ -178,10 +179,10 @@ impl Ssh {
         command
             .args(["-i", KEY])
             .args(["-L", &format!("127.0.0.1:{}:127.0.0.1:{}", forward.local_port, forward.remote_port)])
-            .args(["-p", &forward.address.port.to_string()])
+            .args(["-p", &forward.port.to_string()])
             // A user or host that begins with a dash would be read as an option.
-            .args(["-l", &forward.address.user])
-            .args(["--", &forward.address.host, HOLD])
+            .args(["-l", &forward.user])
+            .args(["--", &forward.host, HOLD])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -105,9 +105,10 @@ async fn bad_arguments_name_the_tool_and_the_field() {
     let mut server = greeted(&home).await;
     let arguments_of_the_tool = [
         (json!({"min_vram": 24}), ["`min_vram`", "min_vram_gb"]),
-        (json!({"min_vram_gb": "24"}), ["`min_vram_gb`", "string"]),
+        (json!({"min_vram_gb": "24"}), ["`min_vram_gb`", "expected an integer"]),
         (json!({"min_vram_gb": -1}), ["`min_vram_gb`", "at least 1"]),
-        (json!({"gpu_count": 1e99}), ["`gpu_count`", "at most 16"]),
+        (json!({"gpu_count": 17}), ["`gpu_count`", "at most 16"]),
+        (json!({"gpu_count": 1e99}), ["`gpu_count`", "expected an integer"]),
     ];
     for (arguments, words) in arguments_of_the_tool {
         let answer = server.ask(2, "tools/call", json!({"name": "list_gpus", "arguments": arguments})).await;

@@ -48,7 +48,7 @@ pub(super) async fn ensure(home: &Home, launcher: &Launcher) -> Result<World, To
     launcher
         .start("sandbox", &["--background".into(), "--folder".into(), home.root().into()], "", &log)
         .await
-        .map_err(|error| ToolError::new(ErrorKind::Setup, crate::provider::chain(&error)))?;
+        .map_err(|error| ToolError::new(ErrorKind::Setup, crate::errors::chain(&error)))?;
     let started = Instant::now();
     let world = loop {
         if let Some(world) = living(home)? {

@@ -9,9 +9,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::process::ChildStdin;
 
-use super::{LaunchError, Launcher};
+use super::{LaunchError, Launcher, Started};
 use crate::config::Home;
 use crate::state::{self, Lock, StateError};
 use crate::timing::Timing;
@@ -84,8 +83,8 @@ pub struct KeeperClient {
     launcher: Option<Launcher>,
     key: Option<SecretString>,
     origin: String,
-    /// The stdins of tethered keepers, which end with this process.
-    tether: Option<Mutex<Vec<ChildStdin>>>,
+    /// Tethered keepers, which end with this process.
+    tether: Option<Mutex<Vec<Started>>>,
 }
 
 impl KeeperClient {
@@ -154,6 +153,15 @@ impl KeeperClient {
         serde_json::from_str(&line).ok()
     }
 
+    /// Ends tethered keepers and waits until they have ended.
+    pub async fn let_go(&self) {
+        let Some(tether) = &self.tether else { return };
+        let keepers = std::mem::take(&mut *tether.lock().unwrap_or_else(PoisonError::into_inner));
+        for keeper in keepers {
+            keeper.let_go(self.timing.keeper_hello).await;
+        }
+    }
+
     pub async fn retire(&self) {
         let _ = self.send(&Request::Retire).await;
     }
@@ -174,9 +182,9 @@ impl KeeperClient {
             origin: self.origin.clone(),
             tethered: self.tether.is_some(),
         };
-        let stdin = launch_keeper(launcher, &self.home, &seed).await?;
+        let keeper = launch_keeper(launcher, &self.home, &seed).await?;
         if let Some(tether) = &self.tether {
-            tether.lock().unwrap_or_else(PoisonError::into_inner).push(stdin);
+            tether.lock().unwrap_or_else(PoisonError::into_inner).push(keeper);
         }
         // The start lock is held until the new keeper has its own, so that nobody starts a second one.
         let started = Instant::now();
@@ -214,7 +222,7 @@ impl KeeperClient {
 }
 
 /// Starts a keeper's guard, which starts the worker.
-pub async fn launch_keeper(launcher: &Launcher, home: &Home, seed: &KeeperSeed) -> Result<ChildStdin, KeeperError> {
+pub async fn launch_keeper(launcher: &Launcher, home: &Home, seed: &KeeperSeed) -> Result<Started, KeeperError> {
     let line = serde_json::to_string(seed).map_err(|source| StateError::Json { path: home.keeper_file(), source })?;
-    Ok(launcher.start("keeper", &[home.root().into()], &line, &home.logs().join("keeper.log")).await?.1)
+    Ok(launcher.start("keeper", &[home.root().into()], &line, &home.logs().join("keeper.log")).await?)
 }

@@ -14,9 +14,8 @@ use crate::app;
 use crate::background::{KeeperSeed, Launcher, launch_keeper};
 use crate::config::Home;
 use crate::environment::Environment;
+use crate::errors::chain;
 use crate::keeper::{self, Ended, KeeperOptions, guard};
-use crate::provider::chain;
-use crate::ssh::Ssh;
 use crate::tools::{ErrorKind, ToolError};
 
 /// Keep a home: the background process that holds its pods and tunnels
@@ -33,6 +32,10 @@ pub async fn run(args: KeeperArgs, environment: &Environment, program: PathBuf) 
     // Whoever started us may be killed with its whole process group; a session of our own takes us out of it. The
     // worker is in its guard's session already, and this fails harmlessly for a group's leader.
     let _ = rustix::process::setsid();
+    if !args.home.is_dir() {
+        // It was removed between our start and now, as a demo's home is; making it anew would leave it behind.
+        return Err(ToolError::new(ErrorKind::Setup, format!("the home {} is gone", args.home.display())));
+    }
     let home = Home::open(args.home)?;
     let launcher = Launcher { program, environment: environment.for_children.clone() };
     let mut stdin = BufReader::new(tokio::io::stdin());
@@ -80,7 +83,7 @@ async fn work(
                     Some(key.expose_secret().to_owned());
             }
         }),
-        ssh: Ssh { folder: home.ssh(), environment: launcher.environment.clone() },
+        ssh_environment: launcher.environment.clone(),
         home: home.clone(),
         stop,
     };

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,13 +13,14 @@ use super::signals::terminated;
 use crate::app;
 use crate::config::Home;
 use crate::environment::Environment;
-use crate::provider::chain;
+use crate::errors::chain;
 use crate::sandbox::{self, ClockMode, SandboxOptions};
 use crate::state::{self, Lock};
 use crate::tools::{ErrorKind, ToolError};
 
 const IDLE_LIMIT: Duration = Duration::from_secs(30 * 60);
 const STOPS_WITHIN: Duration = Duration::from_secs(10);
+const STAYS_AWAY: Duration = Duration::from_millis(500);
 
 /// Run a RunPod on loopback, with real SSH servers and a ComfyUI behind its pods
 #[derive(Debug, Args)]
@@ -132,14 +133,21 @@ async fn stdin_ended() {
 }
 
 /// The keeper of this home is tethered to the same process as we are and ends by itself; then nobody needs the folder.
+/// One that was just being started may still make it anew, so it has to stay away for a while.
 async fn remove_home(home: &Home) {
-    let keeper_ends = async {
-        while state::is_held(&home.lock("keeper")) {
+    let removed = async {
+        let mut absent_since = None;
+        while absent_since.is_none_or(|since: Instant| since.elapsed() < STAYS_AWAY) {
             tokio::time::sleep(Duration::from_millis(20)).await;
+            if !home.root().exists() {
+                absent_since.get_or_insert_with(Instant::now);
+            } else if !state::is_held(&home.lock("keeper")) {
+                absent_since = None;
+                if let Err(error) = std::fs::remove_dir_all(home.root()) {
+                    tracing::warn!(folder = %home.root().display(), %error, "can't be removed yet");
+                }
+            }
         }
     };
-    let _ = tokio::time::timeout(STOPS_WITHIN, keeper_ends).await;
-    if let Err(error) = std::fs::remove_dir_all(home.root()) {
-        tracing::warn!(folder = %home.root().display(), %error, "the sandbox's folder can't be removed");
-    }
+    let _ = tokio::time::timeout(STOPS_WITHIN, removed).await;
 }

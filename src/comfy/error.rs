@@ -185,15 +185,3 @@ pub(super) fn text(value: &Value, field: &str) -> String {
         Some(other) => other.to_string(),
     }
 }
-
-/// The error with every cause below it, for records.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(below) = cause {
-        text.push_str(": ");
-        text.push_str(&below.to_string());
-        cause = below.source();
-    }
-    text
-}

@@ -10,8 +10,9 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::Keeper;
+use crate::errors::chain;
 use crate::fleet::{Phase, PodRecord, WantedState};
-use crate::provider::{GpuProvider, Pod, PodStatus, ProviderError, Stamped, chain};
+use crate::provider::{GpuProvider, Pod, PodStatus, ProviderError, Stamped};
 
 /// The task of one intent.
 struct PodTask {

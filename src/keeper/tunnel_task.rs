@@ -10,8 +10,9 @@ use tokio::time::Instant;
 
 use super::Keeper;
 use crate::comfy::{ComfyClient, ComfyError, ComfyTimeouts};
+use crate::errors::chain;
 use crate::fleet::PodRecord;
-use crate::provider::{ProviderError, SshAddress, chain};
+use crate::provider::{ProviderError, SshAddress};
 use crate::ssh::{Cause, Forward, Tunnel};
 use crate::state::StateError;
 use crate::tunnel::{LocalPort, TunnelKnown, TunnelRecord, TunnelState};
@@ -102,7 +103,9 @@ impl TunnelTask {
             return;
         };
         let forward = Forward {
-            address: target.address.clone(),
+            user: target.address.user.clone(),
+            host: target.address.host.clone(),
+            port: target.address.port,
             host_key_alias: target.host_key_alias.clone(),
             local_port,
             remote_port: record.wanted.remote_port,

@@ -15,7 +15,8 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::{ApiOrigin, RunPodOptions, RunPodTimeouts};
-use crate::provider::{ProviderError, chain};
+use crate::errors::chain;
+use crate::provider::ProviderError;
 
 /// A list of some thousand pods stays far below this.
 const MAX_BODY: usize = 32 * 1024 * 1024;

@@ -3,7 +3,8 @@
 use serde::Serialize;
 
 use crate::background::KeeperError;
-use crate::provider::{ProviderError, chain};
+use crate::errors::chain;
+use crate::provider::ProviderError;
 use crate::state::StateError;
 
 /// Picks the exit code, the JSON-RPC code and the wording.

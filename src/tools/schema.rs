@@ -32,8 +32,8 @@ fn generate<T: JsonSchema>(mut settings: SchemaSettings) -> Value {
     let mut schema = settings.into_generator().into_root_schema_for::<T>().to_value();
     clean(&mut schema);
     if let Some(object) = schema.as_object_mut() {
-        object.remove("title");
-        object.remove("description");
+        object.shift_remove("title");
+        object.shift_remove("description");
     }
     schema
 }
@@ -41,9 +41,9 @@ fn generate<T: JsonSchema>(mut settings: SchemaSettings) -> Value {
 fn clean(schema: &mut Value) {
     let Value::Object(object) = schema else { return };
     flatten_union(object);
-    object.remove("format");
+    object.shift_remove("format");
     if object.get("default").is_some_and(Value::is_null) {
-        object.remove("default");
+        object.shift_remove("default");
     }
     if let Some(Value::Array(types)) = object.get_mut("type") {
         types.retain(|name| name != "null");
@@ -68,7 +68,7 @@ fn clean(schema: &mut Value) {
 /// `anyOf: [X, null]`, as an optional field gives, becomes X; `oneOf` of constants, as an enum with described
 /// variants gives, becomes one `enum`.
 fn flatten_union(object: &mut Map<String, Value>) {
-    if let Some(Value::Array(mut branches)) = object.remove("anyOf") {
+    if let Some(Value::Array(mut branches)) = object.shift_remove("anyOf") {
         branches.retain(|branch| branch.get("type").is_none_or(|name| name != "null"));
         if let [Value::Object(only)] = branches.as_slice() {
             for (key, value) in only.clone() {
@@ -78,7 +78,7 @@ fn flatten_union(object: &mut Map<String, Value>) {
             object.insert("anyOf".into(), Value::Array(branches));
         }
     }
-    if let Some(Value::Array(branches)) = object.remove("oneOf") {
+    if let Some(Value::Array(branches)) = object.shift_remove("oneOf") {
         let constants: Option<Vec<Value>> = branches
             .iter()
             .map(|branch| {
@@ -117,6 +117,7 @@ pub(super) fn check(schema: &Value, arguments: &Value) -> Result<(), ToolError> 
             };
             return Err(ToolError::invalid(name, expected));
         };
+        check_type(name, property, value)?;
         check_bounds(name, property, value)?;
     }
     if let Some(Value::Array(required)) = schema.get("required") {
@@ -127,6 +128,35 @@ pub(super) fn check(schema: &Value, arguments: &Value) -> Result<(), ToolError> 
         }
     }
     Ok(())
+}
+
+/// The decoder would say the same in the words of its own language.
+fn check_type(name: &str, schema: &Value, value: &Value) -> Result<(), ToolError> {
+    let Some(expected) = schema.get("type").and_then(Value::as_str) else { return Ok(()) };
+    let fits = match (expected, value) {
+        // Left out in so many words.
+        (_, Value::Null) => true,
+        ("integer", Value::Number(number)) => number.is_u64() || number.is_i64(),
+        ("number", Value::Number(_)) | ("string", Value::String(_)) | ("boolean", Value::Bool(_)) => true,
+        ("array", Value::Array(_)) | ("object", Value::Object(_)) => true,
+        ("integer" | "number" | "string" | "boolean" | "array" | "object", _) => false,
+        _ => true,
+    };
+    if fits {
+        return Ok(());
+    }
+    let article = if expected.starts_with(['a', 'i', 'o']) { "an" } else { "a" };
+    let what = described(Some(schema));
+    Err(ToolError::invalid(name, format!("expected {article} {expected}, not {}{what}", short(value))))
+}
+
+/// A value as an error quotes it.
+fn short(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
 }
 
 fn check_bounds(name: &str, schema: &Value, value: &Value) -> Result<(), ToolError> {

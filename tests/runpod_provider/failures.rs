@@ -4,7 +4,8 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use autopod_mcp::provider::{GpuProvider, PodAction, ProviderError, chain};
+use autopod_mcp::errors::chain;
+use autopod_mcp::provider::{GpuProvider, PodAction, ProviderError};
 use autopod_mcp::runpod::RunPodTimeouts;
 
 use super::script::{KEY, Script, Step, answer, client, impatient, json, problem, quick};

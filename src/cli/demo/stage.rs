@@ -4,13 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::process::ChildStdin;
-
 use crate::app;
-use crate::background::Launcher;
+use crate::background::{Launcher, Started};
 use crate::config::{Config, Home};
 use crate::environment::Environment;
-use crate::provider::chain;
+use crate::errors::chain;
 use crate::state;
 use crate::tools::context::Services;
 use crate::tools::{ErrorKind, ToolError};
@@ -22,8 +20,8 @@ pub(super) struct Stage {
     home: Home,
     url: String,
     services: Option<Arc<Services>>,
-    /// While this pipe is open the sandbox lives; when we die, even by kill -9, it ends and removes the home.
-    tether: Option<ChildStdin>,
+    /// The sandbox lives while we hold it; when we die, even by kill -9, it ends and removes the home.
+    tether: Option<Started>,
 }
 
 impl Stage {
@@ -40,7 +38,7 @@ impl Stage {
         let how = if keep { "--background" } else { "--tethered" };
         let log = home.logs().join("sandbox.log");
         let arguments = [how.into(), "--folder".into(), home.root().into()];
-        let (_, stdin) = launcher.start("sandbox", &arguments, "", &log).await.map_err(|error| setup(chain(&error)))?;
+        let sandbox = launcher.start("sandbox", &arguments, "", &log).await.map_err(|error| setup(chain(&error)))?;
         let started = Instant::now();
         let file = loop {
             if let Some(file) = app::read_sandbox_file(home.root()) {
@@ -54,7 +52,7 @@ impl Stage {
         let key = state::read_file(&file.key_file)?.unwrap_or_default();
         let key = String::from_utf8_lossy(&key).trim().to_owned();
         let services = app::wire(home.clone(), Config::default(), Some(key.into()), &file.url, launcher, !keep)?;
-        Ok(Self { home, url: file.url, services: Some(services), tether: (!keep).then_some(stdin) })
+        Ok(Self { home, url: file.url, services: Some(services), tether: (!keep).then_some(sandbox) })
     }
 
     pub(super) fn url(&self) -> &str {
@@ -69,21 +67,22 @@ impl Stage {
         self.services.clone().ok_or_else(|| ToolError::new(ErrorKind::Internal, "the demo has ended"))
     }
 
-    /// Lets go of both tethers and proves that the processes and the home are gone.
+    /// Lets go of both tethers, the keeper's first, and proves that the processes and the home are gone.
     pub(super) async fn tear_down(mut self) -> Result<(), ToolError> {
-        self.services = None;
-        self.tether = None;
-        let started = Instant::now();
-        while self.home.root().exists() {
-            if started.elapsed() > ENDS_WITHIN {
-                return Err(ToolError::failed(format!(
-                    "the demo's background processes did not end; what is left lies in {}",
-                    self.home.root().display()
-                )));
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        if let Some(services) = self.services.take() {
+            services.keeper.let_go().await;
         }
-        Ok(())
+        let ended = match self.tether.take() {
+            Some(sandbox) => sandbox.let_go(ENDS_WITHIN).await,
+            None => true,
+        };
+        if ended && !self.home.root().exists() {
+            return Ok(());
+        }
+        Err(ToolError::failed(format!(
+            "the demo's background processes did not end; what is left lies in {}",
+            self.home.root().display()
+        )))
     }
 
     pub(super) fn leave_standing(self) {}

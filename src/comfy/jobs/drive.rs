@@ -44,7 +44,7 @@ pub async fn drive(
 ) -> Result<(), JobError> {
     let driven = Driver { client, job, options, on_change: &mut on_change }.run(start).await;
     if let Err(error) = &driven {
-        let message = crate::comfy::error::chain(error);
+        let message = crate::errors::chain(error);
         job.note(|record| record.error = Some(message));
         on_change(job.record());
     }

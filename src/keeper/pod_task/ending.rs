@@ -5,8 +5,9 @@ use tokio::time::Instant;
 
 use super::PodTask;
 use super::placing::Search;
+use crate::errors::chain;
 use crate::fleet::{Phase, PodRecord};
-use crate::provider::{GpuProvider, PodStatus, ProviderError, chain};
+use crate::provider::{GpuProvider, PodStatus, ProviderError};
 
 impl PodTask {
     pub(super) async fn end(&mut self, provider: &dyn GpuProvider, record: PodRecord) {

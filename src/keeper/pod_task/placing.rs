@@ -7,8 +7,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::PodTask;
+use crate::errors::chain;
 use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, HomeIdentity, MOST_PRICE_PER_HOUR, Phase, PodRecord};
-use crate::provider::{GpuProvider, Pod, PodSpec, ProviderError, chain};
+use crate::provider::{GpuProvider, Pod, PodSpec, ProviderError};
 
 /// How long a provider that can't be reached is tried; a pod that starts long after it was asked for is a surprise.
 const TRY_TO_REACH: SignedDuration = SignedDuration::from_secs(60);
