@@ -33,6 +33,11 @@ impl LazyServices {
         Self { build: Arc::new(build), built: Arc::default() }
     }
 
+    /// The services, if a call has needed them before.
+    pub fn built(&self) -> Option<Arc<Services>> {
+        self.built.get().cloned()
+    }
+
     /// A panic is an error too: rmcp would leave its caller without any answer.
     pub async fn get(&self) -> Result<Arc<Services>, ToolError> {
         let build = async {

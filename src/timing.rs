@@ -72,6 +72,9 @@ impl Timing {
     }
 }
 
+/// How often a server looks whether the keeper lives.
+pub const KEEPER_LOOKED_AFTER_EVERY: Duration = Duration::from_secs(5);
+
 /// The limits of waiting that callers see.
 pub const WAIT_DEFAULT_SECONDS: u64 = 40;
 pub const WAIT_MOST_SECONDS: u64 = 45;

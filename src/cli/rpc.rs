@@ -6,7 +6,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::output;
-use super::serve::lazily;
+use super::serve::{lazily, look_after_keeper};
 use super::signals::Signals;
 use crate::app::AppOptions;
 use crate::server::json_rpc;
@@ -26,7 +26,7 @@ pub(super) async fn run(options: AppOptions, args: RpcArgs) -> Result<u8, ToolEr
         return Err(ToolError::invalid("listen", format!("{} is not a loopback address", args.listen.ip()))
             .hint("listen on 127.0.0.1, and reach it from elsewhere through ssh"));
     }
-    let services = lazily(options);
+    let services = lazily(options.clone());
     let token_file = services.get().await?.home.root().join("rpc-token");
     let token = json_rpc::token(&token_file)?;
     let listener = tokio::net::TcpListener::bind(args.listen).await.map_err(|error| {
@@ -37,6 +37,7 @@ pub(super) async fn run(options: AppOptions, args: RpcArgs) -> Result<u8, ToolEr
         .local_addr()
         .map_err(|error| ToolError::new(ErrorKind::Setup, format!("the port has no address: {error}")))?;
     output::say(&format!("JSON-RPC: http://{address} and ws://{address}\nbearer token: {}", token_file.display()));
+    tokio::spawn(look_after_keeper(options, services.clone()));
     let stop = CancellationToken::new();
     let serving = json_rpc::serve(listener, token, services, stop.clone());
     tokio::pin!(serving);

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::signals::Signals;
 use crate::app::{self, AppOptions};
 use crate::server::{LazyServices, mcp};
+use crate::timing::KEEPER_LOOKED_AFTER_EVERY;
 use crate::tools::ToolError;
 
 /// Serve the tools to an AI assistant: MCP over stdin and stdout. It ends when stdin does.
@@ -15,7 +16,9 @@ pub(super) struct ServeArgs {}
 pub(super) async fn run(options: AppOptions, _args: ServeArgs) -> Result<u8, ToolError> {
     let mut signals = Signals::listen()?;
     let stop = CancellationToken::new();
-    let serving = mcp::serve(tokio::io::stdin(), tokio::io::stdout(), lazily(options), stop.clone());
+    let services = lazily(options.clone());
+    tokio::spawn(look_after_keeper(options, services.clone()));
+    let serving = mcp::serve(tokio::io::stdin(), tokio::io::stdout(), services, stop.clone());
     tokio::pin!(serving);
     tokio::select! {
         () = &mut serving => Ok(0),
@@ -23,6 +26,19 @@ pub(super) async fn run(options: AppOptions, _args: ServeArgs) -> Result<u8, Too
             stop.cancel();
             serving.await;
             Ok(code)
+        }
+    }
+}
+
+/// While a server runs, a keeper that died with its guard is started again within seconds. A sandbox isn't started for
+/// that: its pods end with it.
+pub(super) async fn look_after_keeper(options: AppOptions, services: LazyServices) {
+    loop {
+        tokio::time::sleep(KEEPER_LOOKED_AFTER_EVERY).await;
+        let services = if options.sandbox { services.built() } else { services.get().await.ok() };
+        let Some(services) = services else { continue };
+        if let Err(error) = services.revive_keeper().await {
+            tracing::warn!(%error, "the keeper can't be started");
         }
     }
 }

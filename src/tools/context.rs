@@ -49,6 +49,16 @@ impl Services {
         Ok(self.keeper.ensure_and_wake().await?)
     }
 
+    /// Starts the keeper when something is wanted and none lives: pods must not outlive their keeper for long.
+    pub async fn revive_keeper(&self) -> Result<(), ToolError> {
+        if self.keeper.is_alive() {
+            return Ok(());
+        }
+        let wanted =
+            self.fleet.read()?.values().any(PodRecord::is_open) || self.tunnels.read()?.values().any(|t| t.is_open());
+        if wanted { self.keeper_for_changes().await } else { Ok(()) }
+    }
+
     /// To be asked before a wish is written, so that none is left behind in a home that may not carry it out.
     pub fn refuse_foreign_account(&self) -> Result<(), ToolError> {
         let Some(account) = self.keeper.account() else { return Ok(()) };

@@ -82,7 +82,7 @@ impl Tool for ListPods {
         let tunnels: Vec<_> = services.tunnels.read()?.into_values().collect();
         let identity = HomeIdentity::read(&services.home)?;
         let pods: Vec<_> = found.iter().map(|found| row(found, &tunnels, identity.as_ref())).collect();
-        heal(services, &found).await;
+        heal(services).await;
         let (source, warning) = match services.provider {
             Some(_) => (Source::Provider, None),
             None => (Source::Records, Some(unverified(services))),
@@ -144,13 +144,8 @@ fn unverified(services: &Services) -> String {
 }
 
 /// Whoever looks and sees a pod of ours without its keeper starts it again, for nobody else keeps the deadline.
-async fn heal(services: &Services, found: &[Found]) {
-    let ours = found.iter().any(|found| found.record.is_some());
-    if ours
-        && services.provider.is_some()
-        && !services.keeper.is_alive()
-        && let Err(error) = services.keeper_for_changes().await
-    {
+async fn heal(services: &Services) {
+    if let Err(error) = services.revive_keeper().await {
         tracing::warn!(%error, "the keeper can't be started");
     }
 }
@@ -251,7 +246,7 @@ impl Tool for GetPod {
                 Err(error) => return Err(while_a_pod_runs(error)),
             }
         }
-        heal(services, std::slice::from_ref(&found)).await;
+        heal(services).await;
         let tunnels: Vec<_> = services.tunnels.read()?.into_values().collect();
         let identity = HomeIdentity::read(&services.home)?;
         let tunnel = tunnels.iter().find(|tunnel| {
