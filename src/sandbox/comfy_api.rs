@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::container::log::EventLog;
@@ -32,7 +32,7 @@ mod validate;
 
 use execution::Executor;
 use files::Files;
-use queue::Queue;
+use queue::{Finished, Job, Queue};
 use socket::Sockets;
 
 /// What the server reports as its version.
@@ -58,8 +58,6 @@ pub struct Comfy {
     files: Files,
     queue: Queue,
     sockets: Sockets,
-    /// Asks the running prompt to end. Cleared when the next one starts.
-    interrupted: AtomicBool,
     /// Asks for the results of earlier prompts to be forgotten before the next one starts.
     forget_results: AtomicBool,
     /// Whose prompt runs and at which node, told to that client when it connects again.
@@ -76,7 +74,6 @@ impl Comfy {
             stop: settings.stop,
             queue: Queue::default(),
             sockets: Sockets::default(),
-            interrupted: AtomicBool::new(false),
             forget_results: AtomicBool::new(false),
             current: Mutex::new(None),
         })
@@ -97,19 +94,19 @@ impl Comfy {
         let mut executor = Executor::default();
         while let Some(job) = self.stop.run_until_cancelled(self.queue.take()).await {
             self.tell_queue();
-            let comfy = self.clone();
+            let (comfy, running) = (self.clone(), job.clone());
             let working = tokio::task::spawn_blocking(move || {
                 if comfy.forget_results.swap(false, Ordering::Relaxed) {
                     executor = Executor::default();
                 }
-                comfy.interrupted.store(false, Ordering::Relaxed);
-                let result = executor.execute(&comfy, &job);
-                (executor, job, result)
+                let result = executor.execute(&comfy, &running);
+                (executor, result)
             });
-            let Ok((kept, job, result)) = working.await else {
-                tracing::error!("a node of the sandbox's ComfyUI panicked");
-                return;
-            };
+            let (kept, result) = working.await.unwrap_or_else(|error| {
+                tracing::error!(%error, prompt = job.id, "a node of the sandbox's ComfyUI panicked");
+                let lost = Finished { outputs: Map::new(), meta: Map::new(), success: false, messages: Vec::new() };
+                (Executor::default(), lost)
+            });
             executor = kept;
             *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
             // History first: who hears the end looks there at once.
@@ -125,9 +122,9 @@ impl Comfy {
         self.sockets.send("status", json!({ "status": self.queue.status() }), None);
     }
 
-    /// Whether the running prompt is to end. A stopping pod ends it too.
-    fn is_interrupted(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed) || self.stop.is_cancelled()
+    /// Whether a running prompt is to end. A stopping pod ends it too.
+    fn is_interrupted(&self, job: &Job) -> bool {
+        job.interrupted.load(Ordering::Relaxed) || self.stop.is_cancelled()
     }
 }
 

@@ -100,6 +100,26 @@ async fn the_sampler_paints_step_by_step_and_tells_its_client() {
 }
 
 #[tokio::test]
+async fn a_client_that_connects_again_too_soon_is_deaf() {
+    let pod = Pod::open().await;
+    let tunnel = pod.tunnel().await;
+    let mut first = tunnel.socket("me").await;
+    first.next().await;
+    let mut second = tunnel.socket("me").await;
+    assert_eq!(second.next().await["data"]["sid"], "me");
+    first.stream.close(None).await.expect("closed");
+    while first.stream.next().await.is_some() {}
+
+    let id = tunnel.submit(minimal_workflow(), "me").await;
+    assert_eq!(tunnel.history(&id).await["status"]["status_str"], "success");
+    let silence = tokio::time::timeout(Duration::from_millis(100), second.stream.next()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    // A socket of a fresh name hears again.
+    let mut third = tunnel.socket("").await;
+    assert_eq!(third.next().await["data"]["sid"].as_str().expect("a name").len(), 32);
+}
+
+#[tokio::test]
 async fn without_a_client_progress_is_for_everyone() {
     let pod = Pod::open().await;
     let tunnel = pod.tunnel().await;
@@ -185,6 +205,11 @@ async fn an_interrupt_ends_what_runs_and_nothing_else() {
     assert_eq!(messages.last().expect("one")[0], "execution_interrupted");
     assert_eq!(entry["outputs"], json!({}));
     assert_eq!(tunnel.history(&waiting).await["status"]["status_str"], "success");
+
+    // With nothing running it is for nobody, not for the next one.
+    assert_eq!(tunnel.post("/interrupt", json!({})).await.0, 200);
+    let next = tunnel.submit(sampler_workflow(3, 2, 0), "me").await;
+    assert_eq!(tunnel.history(&next).await["status"]["status_str"], "success");
 }
 
 #[tokio::test]

@@ -247,7 +247,91 @@ async fn stop_leaves_nothing_behind() {
     let ended = tokio::io::AsyncReadExt::read_to_end(&mut proxied, &mut rest);
     tokio::time::timeout(PATIENCE, ended).await.expect("the stream ends").expect("read");
     assert!(pod.container.connect(8188).await.is_none());
-    TcpListener::bind((Ipv4Addr::LOCALHOST, pod.container.ssh_port())).expect("the port is free");
+    let refused = TcpStream::connect((Ipv4Addr::LOCALHOST, pod.container.ssh_port())).await;
+    assert_eq!(refused.expect_err("refused").kind(), std::io::ErrorKind::ConnectionRefused);
+    // Once more does no harm.
+    pod.container.stop().await;
+}
+
+#[tokio::test]
+async fn a_dropped_container_ends_its_commands_too() {
+    let pod = Pod::open().await;
+    let mut tunnel = pod.tunnel().await;
+    let disk = pod.disk();
+    assert_eq!(processes_of(&disk).len(), 1);
+    let Pod { container, home } = pod;
+    drop(container);
+    tokio::time::timeout(PATIENCE, tunnel.child.wait()).await.expect("ssh ends").expect("its status");
+    eventually("the command ends", || processes_of(&disk).is_empty()).await;
+    drop(home);
+}
+
+#[tokio::test]
+async fn each_side_of_a_forward_can_end_first() {
+    let elsewhere = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a listener");
+    let url = format!("http://{}", elsewhere.local_addr().expect("its address"));
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = elsewhere.accept().expect("a connection");
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).expect("all of it");
+        stream.write_all(&heard).expect("all of it back");
+        drop(stream);
+        let (mut stream, _) = elsewhere.accept().expect("another connection");
+        stream.write_all(b"not now").expect("said");
+        stream.shutdown(std::net::Shutdown::Write).expect("no more to say");
+        stream.read_to_end(&mut heard).expect("the rest");
+    });
+    let closed = Pod::closed().await;
+    let keys = std::fs::read_to_string(closed.home.path().join("ssh/id_ed25519.pub")).expect("the key");
+    let spec = ContainerSpec { comfyui: Some(url), ..Pod::spec(&closed.home, keys) };
+    let pod = Pod { container: start(spec).await, home: closed.home };
+    pod.container.open_comfy().await.expect("ComfyUI");
+    let tunnel = pod.tunnel().await;
+    let address = tunnel.url.trim_start_matches("http://").to_owned();
+    let talk = async |send: Vec<u8>, finish: bool| {
+        let (mut read, mut write) = TcpStream::connect(&address).await.expect("connected").into_split();
+        let sending = async move {
+            // The far side may be gone before it has all.
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut write, &send).await;
+            if finish {
+                tokio::io::AsyncWriteExt::shutdown(&mut write).await.expect("finished");
+            }
+            write
+        };
+        let mut answer = Vec::new();
+        let reading = tokio::io::AsyncReadExt::read_to_end(&mut read, &mut answer);
+        let both = async { tokio::join!(sending, reading) };
+        let (_write, read) = tokio::time::timeout(PATIENCE, both).await.expect("in time");
+        read.expect("read");
+        answer
+    };
+    let question: Vec<u8> = (0..3_000_000u32).map(|number| number as u8).collect();
+    assert_eq!(talk(question.clone(), true).await, question);
+    assert_eq!(talk(b"hello".to_vec(), false).await, b"not now");
+    // Not on this thread, which the pod lives on too.
+    tokio::task::spawn_blocking(move || serving.join()).await.expect("joined").expect("served");
+}
+
+#[tokio::test]
+async fn a_stalled_download_holds_up_nobody_and_arrives_whole() {
+    const SIZE: u64 = 100_000_000;
+    let pod = Pod::open().await;
+    let file = std::fs::File::create(pod.disk().join("ComfyUI/output/large.bin")).expect("a file");
+    file.set_len(SIZE).expect("its size");
+    let tunnel = pod.tunnel().await;
+    let mut socket = tunnel.socket("me").await;
+    let mut response = tunnel.get("/view?filename=large.bin&type=output&subfolder=").await;
+    // Not read yet: far more than all buffers on the way waits behind it.
+    for _ in 0..5 {
+        tunnel.json("/system_stats").await;
+    }
+    let id = tunnel.submit(sampler_workflow(1, 5, 1), "me").await;
+    socket.until_end_of(&id).await;
+    let mut length = 0;
+    while let Some(chunk) = response.chunk().await.expect("more") {
+        length += chunk.len() as u64;
+    }
+    assert_eq!(length, SIZE);
 }
 
 /// The command lines of live processes whose HOME is this folder.

@@ -92,7 +92,7 @@ impl Run<'_> {
                 }
             }
         }
-        if self.comfy.is_interrupted() {
+        if self.comfy.is_interrupted(self.job) {
             return Err(self.fail(node, class, &values, Failure::Interrupted));
         }
         self.begin(node);

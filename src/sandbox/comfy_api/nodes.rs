@@ -144,12 +144,12 @@ impl Call<'_> {
             let until = Instant::now() + pace;
             painting.refine(step, steps);
             while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-                if self.comfy.is_interrupted() {
+                if self.comfy.is_interrupted(self.job) {
                     return Err(Failure::Interrupted);
                 }
                 std::thread::sleep(left.min(NAP));
             }
-            if self.comfy.is_interrupted() {
+            if self.comfy.is_interrupted(self.job) {
                 return Err(Failure::Interrupted);
             }
             (self.progress)(step.into(), steps.into());

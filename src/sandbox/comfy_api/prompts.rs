@@ -65,7 +65,14 @@ pub async fn submit(State(comfy): State<Arc<Comfy>>, body: Bytes) -> Response {
         Err(Invalid::Crash) => return crash(),
     };
     let Value::Object(prompt) = prompt else { return crash() };
-    comfy.queue.put(Job { number: number.clone(), id: id.clone(), prompt, extra_data, outputs: valid.outputs });
+    comfy.queue.put(Job {
+        number: number.clone(),
+        id: id.clone(),
+        prompt,
+        extra_data,
+        outputs: valid.outputs,
+        interrupted: Arc::default(),
+    });
     comfy.tell_queue();
     Json(json!({ "prompt_id": id, "number": number, "node_errors": valid.node_errors })).into_response()
 }
@@ -119,10 +126,7 @@ pub async fn change_history(State(comfy): State<Arc<Comfy>>, body: Bytes) -> Res
 /// With an id only if that prompt runs, else whatever runs. Always 200.
 pub async fn interrupt(State(comfy): State<Arc<Comfy>>, body: Bytes) -> StatusCode {
     let request: Value = serde_json::from_slice(&body).unwrap_or_default();
-    match request.get("prompt_id").and_then(Value::as_str) {
-        Some(id) if !comfy.queue.is_running(id) => {}
-        _ => comfy.interrupted.store(true, Ordering::Relaxed),
-    }
+    comfy.queue.interrupt(request.get("prompt_id").and_then(Value::as_str));
     StatusCode::OK
 }
 

@@ -1,7 +1,8 @@
 //! The queue of prompts and the history of those that ran.
 
 use std::cmp::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering as Memory};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
@@ -21,6 +22,8 @@ pub struct Job {
     pub extra_data: Map<String, Value>,
     /// Ids of the output nodes to execute.
     pub outputs: Vec<String>,
+    /// Set to ask the prompt to end, once it runs.
+    pub interrupted: Arc<AtomicBool>,
 }
 
 /// How a prompt ended, for its history.
@@ -114,8 +117,13 @@ impl Queue {
         state.history.insert(job.id.clone(), entry);
     }
 
-    pub fn is_running(&self, id: &str) -> bool {
-        self.state().running.as_ref().is_some_and(|job| job.id == id)
+    /// Asks the running prompt to end; with an id only if it is that one.
+    pub fn interrupt(&self, id: Option<&str>) {
+        if let Some(job) = &self.state().running
+            && id.is_none_or(|id| job.id == id)
+        {
+            job.interrupted.store(true, Memory::Relaxed);
+        }
     }
 
     /// `{queue_running, queue_pending}`; the latter in no useful order, as ComfyUI's heap.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, BufReader, DuplexStream, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -92,7 +92,7 @@ impl Network {
                 // Failing leaves small packets waiting a little; nothing breaks.
                 let _ = outer.set_nodelay(true);
                 let stop = self.stop.clone();
-                self.tasks.spawn(async move { stop.run_until_cancelled(join(outer, theirs)).await });
+                self.tasks.spawn(async move { stop.run_until_cancelled(join(theirs, outer)).await });
             }
         }
         Some(ours)
@@ -137,6 +137,7 @@ where
             // The far side no longer reads. What still comes is thrown away, so that the near side can go on to
             // where it reads the answer.
             let _ = tokio::io::copy_buf(&mut near_read, &mut tokio::io::sink()).await;
+            let _ = far_write.shutdown().await;
         }
     };
     let back = async {
@@ -165,7 +166,6 @@ where
     R: tokio::io::AsyncBufRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    use tokio::io::AsyncWriteExt;
     tokio::io::copy_buf(reader, writer).await?;
     writer.shutdown().await
 }
