@@ -3,6 +3,7 @@
 //! Every face (MCP, JSON-RPC, the command line) reads [`TOOLS`] and goes through [`call`]: it decodes the arguments,
 //! checks them, runs the tool, catches panics and names the tool in errors, so that no tool and no face does it again.
 
+mod comfy;
 pub mod context;
 pub mod error;
 mod pods;
@@ -75,6 +76,8 @@ pub struct Answer {
 pub static TOOLS: &[ToolDef] = &[
     ToolDef::of::<pods::CreatePodWithVolume>(),
     ToolDef::of::<tunnels::StartTunnel>(),
+    ToolDef::of::<comfy::ComfyStatus>(),
+    ToolDef::of::<comfy::ComfyQueue>(),
     ToolDef::of::<pods::TerminatePod>(),
     ToolDef::of::<pods::ListPods>(),
     ToolDef::of::<pods::GetPod>(),
@@ -82,6 +85,8 @@ pub static TOOLS: &[ToolDef] = &[
     ToolDef::of::<volumes::ListGpus>(),
     ToolDef::of::<tunnels::ListTunnels>(),
     ToolDef::of::<tunnels::StopTunnel>(),
+    ToolDef::of::<comfy::ComfyRun>(),
+    ToolDef::of::<comfy::ComfyJob>(),
 ];
 
 pub fn find(name: &str) -> Option<&'static ToolDef> {
