@@ -1,6 +1,8 @@
 //! One binary for all tests, so that a newcomer links once.
 
 mod comfy_client;
+mod keeper_create;
+mod keeper_support;
 mod runpod_provider;
 mod sandbox_container;
 mod sandbox_world;
