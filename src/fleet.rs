@@ -337,13 +337,13 @@ impl Fleet {
             .await
     }
 
-    /// Takes a pod into the records that none of them knows; false when one does.
+    /// Takes a pod into the records that no open one knows; false when one does, or when the name is taken.
     pub async fn adopt(&self, name: &str, record: PodRecord) -> Result<bool, StateError> {
         let name = name.to_owned();
         self.records
             .change(move |entries| {
-                let known = entries.values().any(|other| other.known.pod_id == record.known.pod_id);
-                if known || entries.get(&name).is_some_and(PodRecord::is_open) {
+                let same = |other: &PodRecord| other.is_open() && other.known.pod_id == record.known.pod_id;
+                if entries.values().any(same) || entries.get(&name).is_some_and(PodRecord::is_open) {
                     return false;
                 }
                 entries.insert(name, record);

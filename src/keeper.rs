@@ -20,19 +20,21 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::background::socket_path;
+use crate::background::{account_of, socket_path};
 use crate::config::Home;
 use crate::errors::chain;
-use crate::fleet::{ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, PodRecord, new_intent};
-use crate::provider::{GpuProvider, Pod};
+use crate::fleet::{ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, PodRecord, WantedState, new_intent};
+use crate::provider::{GpuProvider, Pod, PodStatus};
 use crate::ssh::Ssh;
-use crate::state::{Lock, StateError};
+use crate::state::{self, Lock, StateError};
 use crate::timing::Timing;
-use crate::tunnel::Tunnels;
+use crate::tunnel::{TunnelRecord, Tunnels};
 
 /// A pod of ours that no record knew lives at least this long after it was found, so that a wrong clock or an old
 /// deadline doesn't end it under somebody's hands.
 const ADOPTED_LIVES_AT_LEAST: SignedDuration = SignedDuration::from_mins(15);
+/// How long a lock may be held by somebody who only looks at it.
+const LONGEST_LOOK: Duration = Duration::from_millis(300);
 
 /// Makes the provider from a key; passed in, for only `app` picks one.
 pub type Connect = Arc<dyn Fn(SecretString) -> Arc<dyn GpuProvider> + Send + Sync>;
@@ -74,18 +76,23 @@ struct Keeper {
     ssh: Ssh,
     origin: String,
     provider: watch::Sender<Option<Arc<dyn GpuProvider>>>,
+    account: watch::Sender<Option<String>>,
     connect: Connect,
     on_key: OnKey,
     /// Counts turns; a change means: compare now.
     turn: watch::Sender<u64>,
     last_turn: watch::Sender<Instant>,
+    /// There may be pods of ours without a record: none was looked for yet, or a record has vanished.
+    pods_may_be_lost: watch::Sender<bool>,
     retire: CancellationToken,
     stop: CancellationToken,
 }
 
 /// Holds the home until nothing is wanted any more or it is told to stop.
 pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
-    let Some(lock) = Lock::try_take(&options.home.lock("keeper"))? else { return Ok(Ended::Another) };
+    let Some(lock) = take_keeper_lock(&options.home).await? else { return Ok(Ended::Another) };
+    state::sweep_temporary_files(options.home.root());
+    let account = options.key.as_ref().map(|key| account_of(&options.origin, key));
     let provider = options.key.map(|key| (options.connect)(key));
     let keeper = Arc::new(Keeper {
         fleet: Fleet::new(&options.home, &options.timing),
@@ -94,31 +101,42 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
         ssh: Ssh { folder: options.home.ssh(), environment: options.ssh_environment },
         home: options.home,
         provider: watch::Sender::new(provider),
+        account: watch::Sender::new(account),
         origin: options.origin,
         connect: options.connect,
         on_key: options.on_key,
         turn: watch::Sender::new(0),
         last_turn: watch::Sender::new(Instant::now()),
+        pods_may_be_lost: watch::Sender::new(true),
         retire: CancellationToken::new(),
         stop: options.stop,
     });
     let socket = socket::serve(keeper.clone())?;
-    let ended = keeper.clone().compare_until_idle().await;
+    let (ended, state_lock) = keeper.clone().compare_until_idle().await;
     socket.abort();
-    let state_lock = match ended {
-        // Under the lock over the records nobody can add a wish between the last look and the freeing of our lock.
-        Ended::Idle => keeper.lock_if_still_idle().await?,
-        _ => None,
-    };
     let _ = std::fs::remove_file(socket_path(&keeper.home));
     drop(lock);
+    // Only now may somebody write a wish: whoever does finds no keeper and starts one.
     drop(state_lock);
     tracing::info!(?ended, "the keeper ends");
     Ok(ended)
 }
 
+/// `None` when another keeper holds it. Who looks whether a keeper lives takes the lock for a moment, which must not
+/// pass for a keeper.
+async fn take_keeper_lock(home: &Home) -> Result<Option<Lock>, StateError> {
+    let path = home.lock("keeper");
+    let taken = tokio::task::spawn_blocking(move || Lock::take(&path, LONGEST_LOOK)).await;
+    match taken.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(StateError::Locked { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 impl Keeper {
-    async fn compare_until_idle(self: Arc<Self>) -> Ended {
+    /// The reason to end, and for an idle end the lock over the records, under which nobody can add a wish.
+    async fn compare_until_idle(self: Arc<Self>) -> (Ended, Option<Lock>) {
         let mut tasks: HashMap<String, JoinHandle<()>> = HashMap::new();
         let mut idle_since = Instant::now();
         let mut turn = self.turn.subscribe();
@@ -126,16 +144,16 @@ impl Keeper {
         let ended = loop {
             self.last_turn.send_replace(Instant::now());
             let wanted = self.start_missing_tasks(&mut tasks);
-            if wanted || !adoption.is_finished() && self.provider.borrow().is_some() {
+            if wanted || *self.pods_may_be_lost.borrow() && self.provider.borrow().is_some() {
                 idle_since = Instant::now();
             } else if idle_since.elapsed() >= self.timing.keeper_idle
-                && matches!(self.clone().lock_if_still_idle().await, Ok(Some(_)))
+                && let Ok(Some(lock)) = self.lock_if_still_idle().await
             {
-                break Ended::Idle;
+                break (Ended::Idle, Some(lock));
             }
             tokio::select! {
-                () = self.stop.cancelled() => break Ended::Stopped,
-                () = self.retire.cancelled() => break Ended::Retired,
+                () = self.stop.cancelled() => break (Ended::Stopped, None),
+                () = self.retire.cancelled() => break (Ended::Retired, None),
                 _ = turn.changed() => {}
                 () = tokio::time::sleep(self.timing.keeper_turn) => self.turn.send_modify(|turn| *turn += 1),
             }
@@ -162,7 +180,7 @@ impl Keeper {
                 tokio::spawn(pod_task::look_after(self.clone(), name.clone(), record.intent.clone()))
             });
         }
-        for (name, record) in tunnels.iter().filter(|(_, record)| record.is_open() || !record.wanted.open) {
+        for (name, record) in tunnels.iter().filter(|(_, record)| record.needs_keeper()) {
             tasks
                 .entry(format!("tunnel {}", record.intent))
                 .or_insert_with(|| tokio::spawn(tunnel_task::hold(self.clone(), name.clone(), record.intent.clone())));
@@ -176,7 +194,8 @@ impl Keeper {
         let lock = tokio::task::spawn_blocking(move || Lock::take(&path, patience))
             .await
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-        let wanted = self.fleet.read()?.values().any(PodRecord::is_open) || !self.tunnels.read()?.is_empty();
+        let pods = self.fleet.read()?.values().any(PodRecord::is_open);
+        let wanted = pods || self.tunnels.read()?.values().any(TunnelRecord::needs_keeper);
         Ok((!wanted).then_some(lock))
     }
 
@@ -202,43 +221,62 @@ impl Keeper {
         }
     }
 
-    /// Pods of this home that no record knows come back into the records with their deadline.
+    /// Pods of this home that no record knows come back into the records with their deadline: at the start, and
+    /// whenever a record has vanished.
     async fn take_back_our_pods(self: Arc<Self>) {
+        let mut may_be_lost = self.pods_may_be_lost.subscribe();
         let mut provider = self.provider.subscribe();
-        let connected = provider.wait_for(Option::is_some).await.map(|connected| connected.clone());
-        let Ok(Some(provider)) = connected else { return };
-        let Ok(Some(identity)) = HomeIdentity::read(&self.home) else { return };
         let mut pause = self.timing.backoff_first;
         loop {
-            match provider.pods().await {
-                Ok(listed) => {
-                    let now = listed.date.unwrap_or_else(Timestamp::now);
-                    for pod in listed.value.iter().filter(|pod| pod.env.get(ENV_OWNER) == Some(&identity.owner)) {
-                        self.take_back(pod, now).await;
-                    }
-                    self.turn.send_modify(|turn| *turn += 1);
-                    return;
-                }
-                Err(error) if error.is_transient() => {
+            if may_be_lost.wait_for(|lost| *lost).await.is_err() || provider.wait_for(Option::is_some).await.is_err() {
+                return;
+            }
+            match self.look_for_lost_pods().await {
+                Ok(()) => pause = self.timing.backoff_first,
+                Err(error) => {
+                    tracing::warn!(%error, "pods of this home without a record can't be looked for");
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(self.timing.backoff_most);
-                }
-                Err(error) => {
-                    tracing::warn!(error = %chain(&error), "our pods can't be listed");
-                    return;
                 }
             }
         }
     }
 
-    async fn take_back(&self, pod: &Pod, now: Timestamp) {
-        let Ok(entries) = self.fleet.read() else { return };
+    /// The error as text, for it may be the disk's or the provider's.
+    async fn look_for_lost_pods(&self) -> Result<(), String> {
+        // Cleared first: what vanishes from here on is looked for again.
+        self.pods_may_be_lost.send_replace(false);
+        let looked = async {
+            let Some(identity) = HomeIdentity::read(&self.home).map_err(|error| chain(&error))? else { return Ok(()) };
+            let Some(provider) = self.provider() else { return Ok(()) };
+            let listed = provider.pods().await.map_err(|error| chain(&error))?;
+            let now = listed.date.unwrap_or_else(Timestamp::now);
+            for pod in listed.value.iter().filter(|pod| pod.env.get(ENV_OWNER) == Some(&identity.owner)) {
+                if pod.status != PodStatus::Terminated {
+                    self.take_back(pod, now).await.map_err(|error| chain(&error))?;
+                }
+            }
+            self.turn.send_modify(|turn| *turn += 1);
+            Ok(())
+        };
+        let outcome = looked.await;
+        if outcome.is_err() {
+            self.pods_may_be_lost.send_replace(true);
+        }
+        outcome
+    }
+
+    async fn take_back(&self, pod: &Pod, now: Timestamp) -> Result<(), StateError> {
+        let entries = self.fleet.read()?;
         let known = |name: &str, record: &PodRecord| {
             record.known.pod_id.as_ref() == Some(&pod.id) || record.cloud_name(name) == pod.name
         };
-        if entries.iter().any(|(name, record)| known(name, record)) {
-            return;
+        let mut of_this_pod = entries.iter().filter(|(name, record)| known(name, record)).map(|(_, record)| record);
+        if of_this_pod.clone().any(PodRecord::is_open) {
+            return Ok(());
         }
+        // A record that was closed too early: a pod that was to end still is.
+        let was_to_end = of_this_pod.any(|record| record.wanted.state == WantedState::Gone);
         let (name, intent) = pod
             .name
             .strip_prefix("autopod-")
@@ -250,10 +288,12 @@ impl Keeper {
         let mut record = PodRecord::of_existing(pod, intent, deadline.duration_since(now));
         record.known.expires_at = Some(deadline);
         record.learn(pod, now);
-        match self.fleet.adopt(&name, record).await {
-            Ok(true) => tracing::warn!(pod = pod.id, name, %deadline, "a pod of this home was taken back"),
-            Ok(false) => {}
-            Err(error) => tracing::error!(error = %chain(&error), "a pod of this home can't be recorded"),
+        if was_to_end {
+            record.wanted.state = WantedState::Gone;
         }
+        if self.fleet.adopt(&name, record).await? {
+            tracing::warn!(pod = pod.id, name, %deadline, was_to_end, "a pod of this home was taken back");
+        }
+        Ok(())
     }
 }

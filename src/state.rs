@@ -22,13 +22,15 @@ pub enum StateError {
     Locked { path: PathBuf, holder: String, waited: Duration },
     #[error("{} was written by a newer version (schema {found}, this version knows {known}); it was left alone", path.display())]
     Newer { path: PathBuf, found: u32, known: u32 },
-    #[error("{} can't be written as JSON", path.display())]
+    #[error("{} is no JSON of ours", path.display())]
     Json { path: PathBuf, source: serde_json::Error },
 }
 
 fn io(path: &Path, doing: &'static str) -> impl FnOnce(std::io::Error) -> StateError {
     move |source| StateError::Io { path: path.to_owned(), doing, source }
 }
+
+const TEMPORARY: &str = ".writing-";
 
 /// An exclusive lock, freed when dropped or when the process dies.
 #[derive(Debug)]
@@ -135,12 +137,22 @@ pub fn read_file(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     make_private_folder(folder)?;
-    let mut temporary =
-        tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(io(path, "written"))?;
+    let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map_err(io(path, "written"))?;
     temporary.write_all(bytes).map_err(io(path, "written"))?;
     temporary.as_file().sync_all().map_err(io(path, "written"))?;
     temporary.persist(path).map_err(|error| io(path, "replaced")(error.error))?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder, "synced"))
+}
+
+/// Removes what writers that were killed left behind. One that writes at this moment is younger than a minute.
+pub fn sweep_temporary_files(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(TEMPORARY)) {
+        let age = entry.metadata().and_then(|metadata| metadata.modified()).ok().and_then(|at| at.elapsed().ok());
+        if age.is_some_and(|age| age > Duration::from_secs(60)) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Like [`write_file`], as JSON.

@@ -29,6 +29,8 @@ pub struct Timing {
     pub http_request: Duration,
     /// How long the one POST of a create may take.
     pub http_create: Duration,
+    /// For how long after its create a pod may be missing from the provider's answers all the same.
+    pub provider_lag: Duration,
     /// How long a lock over the records may be waited for.
     pub state_lock: Duration,
 }
@@ -51,6 +53,7 @@ impl Default for Timing {
             http_connect: Duration::from_secs(5),
             http_request: Duration::from_secs(20),
             http_create: Duration::from_secs(40),
+            provider_lag: Duration::from_secs(60),
             state_lock: Duration::from_secs(10),
         }
     }
@@ -67,6 +70,9 @@ impl Timing {
             backoff_first: Duration::from_millis(300),
             backoff_most: Duration::from_secs(3),
             health_poll_settled: Duration::from_secs(1),
+            http_create: Duration::from_secs(5),
+            http_request: Duration::from_secs(5),
+            provider_lag: Duration::from_secs(5),
             ..Self::default()
         }
     }

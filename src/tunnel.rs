@@ -210,6 +210,11 @@ impl TunnelRecord {
         self.wanted.open && self.known.state != TunnelState::Failed
     }
 
+    /// Whether there is something to do: hold it, or close it. One that failed for good only stays to be read.
+    pub fn needs_keeper(&self) -> bool {
+        self.is_open() || !self.wanted.open
+    }
+
     /// Where it is reached from this machine, once it has a port.
     pub fn url(&self) -> Option<String> {
         self.known.local_port.map(|port| format!("http://127.0.0.1:{port}"))

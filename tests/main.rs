@@ -9,6 +9,8 @@ mod faces_mcp;
 mod faces_registry;
 mod faces_support;
 mod imports;
+mod keeper_create;
+mod keeper_support;
 mod runpod_provider;
 mod sandbox_container;
 mod sandbox_world;

@@ -36,6 +36,8 @@ pub struct Hello {
     pub pid: u32,
     pub version: String,
     pub has_key: bool,
+    /// Which account its key is for, as [`account_of`] tells; `None` without a key.
+    pub account: Option<String>,
     /// The provider's origin that it talks to.
     pub origin: String,
     /// It was told to end and starts nothing new.
@@ -75,6 +77,12 @@ pub fn socket_path(home: &Home) -> PathBuf {
     Path::new("/tmp").join(format!("autopod-{user}-{name}")).join("keeper.sock")
 }
 
+/// The provider's origin and a fingerprint of the key.
+pub fn account_of(origin: &str, key: &SecretString) -> String {
+    let fingerprint = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, key.expose_secret().as_bytes()).simple();
+    format!("{origin} {fingerprint}")
+}
+
 #[derive(Debug)]
 pub struct KeeperClient {
     home: Home,
@@ -106,11 +114,9 @@ impl KeeperClient {
         }
     }
 
-    /// Which account this client speaks for: the provider's origin and a fingerprint of the key.
+    /// Which account this client speaks for.
     pub fn account(&self) -> Option<String> {
-        let key = self.key.as_ref()?.expose_secret();
-        let fingerprint = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, key.as_bytes()).simple();
-        Some(format!("{} {fingerprint}", self.origin))
+        Some(account_of(&self.origin, self.key.as_ref()?))
     }
 
     /// Whether a keeper holds its lock, so that what it wrote as known still counts.
@@ -123,21 +129,26 @@ impl KeeperClient {
         let started = Instant::now();
         let mut killed_wedged = false;
         loop {
-            if let Some(hello) = self.hello().await.filter(|hello| !hello.is_ending) {
-                if hello.origin != self.origin {
+            let hello = self.hello().await;
+            // One that is ending may wait for the answer to a POST, so it is not wedged.
+            let answered = hello.is_some();
+            match hello.filter(|hello| !hello.is_ending) {
+                Some(hello) if hello.origin != self.origin => {
                     tracing::info!(from = hello.origin, to = self.origin, "the keeper is replaced");
                     self.retire().await;
-                    continue;
                 }
-                if let (false, Some(key)) = (hello.has_key, &self.key) {
-                    let _ = self.send(&Request::Key { key: key.expose_secret().to_owned() }).await;
+                Some(hello) => {
+                    if let Some(key) = self.key.as_ref().filter(|_| hello.account != self.account()) {
+                        let _ = self.send(&Request::Key { key: key.expose_secret().to_owned() }).await;
+                    }
+                    let _ = self.send(&Request::Wake).await;
+                    return Ok(());
                 }
-                let _ = self.send(&Request::Wake).await;
-                return Ok(());
+                None => {}
             }
             if !self.is_alive() {
                 self.launch().await?;
-            } else if started.elapsed() >= self.timing.keeper_hello && !killed_wedged {
+            } else if !answered && started.elapsed() >= self.timing.keeper_hello && !killed_wedged {
                 killed_wedged = true;
                 self.kill_wedged();
             }

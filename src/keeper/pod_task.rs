@@ -49,7 +49,12 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
     while !keeper.stop.is_cancelled() {
         match task.record() {
             Ok(Some(record)) if record.is_open() => task.step(record).await,
-            Ok(_) => return,
+            Ok(Some(_)) => return,
+            // Nobody takes the record of an open pod away but a broken file: it is made anew from the provider.
+            Ok(None) => {
+                keeper.pods_may_be_lost.send_replace(true);
+                return;
+            }
             Err(error) => tracing::error!(error = %chain(&error), "the records can't be read"),
         }
         keeper.wait(&mut turn, keeper.timing.keeper_turn).await;

@@ -10,7 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::Keeper;
-use crate::background::{Hello, Request, socket_path};
+use crate::background::{Hello, Request, account_of, socket_path};
 use crate::state::{self, StateError};
 
 /// A line holds a key at most.
@@ -55,6 +55,7 @@ async fn answer(keeper: Arc<Keeper>, stream: UnixStream) {
         Ok(Request::Hello) => serde_json::to_string(&keeper.hello()).unwrap_or_default(),
         Ok(Request::Key { key }) => {
             let key = SecretString::from(key);
+            keeper.account.send_replace(Some(account_of(&keeper.origin, &key)));
             keeper.provider.send_replace(Some((keeper.connect)(key.clone())));
             (keeper.on_key)(key);
             keeper.turn.send_modify(|turn| *turn += 1);
@@ -83,6 +84,7 @@ impl Keeper {
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             has_key: self.provider.borrow().is_some(),
+            account: self.account.borrow().clone(),
             origin: self.origin.clone(),
             is_ending: self.retire.is_cancelled() || self.stop.is_cancelled(),
             loop_age_ms: u64::try_from(self.last_turn.borrow().elapsed().as_millis()).unwrap_or(u64::MAX),

@@ -15,7 +15,7 @@ use super::tunnels::{Stage, open};
 use super::waiting::Waiting;
 use super::{Context, StillBilling, ToolError};
 use crate::comfy::{ComfyClient, ComfyTimeouts, SystemStats};
-use crate::provider::chain;
+use crate::errors::chain;
 use crate::timing::WAIT_MOST_SECONDS;
 use crate::tunnel::{COMFY_PORT, LocalPort, TunnelRecord};
 

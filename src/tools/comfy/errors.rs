@@ -2,7 +2,7 @@
 
 use crate::comfy::jobs::{JobError, JobRecord, JobState};
 use crate::comfy::{ComfyError, Failure, NodeError};
-use crate::provider::chain;
+use crate::errors::chain;
 use crate::tools::{ErrorKind, ToolError};
 
 impl From<ComfyError> for ToolError {

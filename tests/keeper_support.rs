@@ -1,0 +1,372 @@
+//! A home with a sandbox beside it, worked by real processes: every `call` is the program itself, and so is the keeper
+//! that it starts.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Once};
+use std::time::{Duration, Instant};
+
+use autopod_mcp::app;
+use autopod_mcp::background::{KeeperClient, Launcher};
+use autopod_mcp::config::{Config, Home};
+use autopod_mcp::fleet::{Candidate, Fleet, PodRecord, PodRequest, new_intent};
+use autopod_mcp::provider::Cloud;
+use autopod_mcp::sandbox::{self, ClockMode, Sandbox, SandboxOptions};
+use autopod_mcp::state;
+use autopod_mcp::timing::Timing;
+use autopod_mcp::tools::context::Services;
+use autopod_mcp::tunnel::Tunnels;
+use jiff::SignedDuration;
+use rustix::process::{Pid, Signal};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::support::openapi;
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_autopod-mcp");
+pub const GPU: &str = "NVIDIA RTX A4000";
+pub const VOLUME: &str = "c0mfym0d3l";
+/// Generous, for two cores may be shared with a build.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What one `autopod-mcp call` came to.
+#[derive(Debug)]
+pub struct Answer {
+    pub code: i32,
+    pub value: Value,
+    pub stderr: String,
+}
+
+impl Answer {
+    /// The error must speak of it.
+    pub fn assert_says(&self, text: &str) {
+        assert!(self.stderr.contains(text), "`{text}` is missing in: {self:?}");
+    }
+}
+
+pub struct House {
+    pub sandbox: Sandbox,
+    pub home: PathBuf,
+    pub http: reqwest::Client,
+    /// What the calls see beside the key, the home and the sandbox's address.
+    pub path: String,
+    /// False once the test sent something improper to the sandbox itself.
+    pub polite: bool,
+    folder: Arc<TempDir>,
+}
+
+pub fn http() -> reqwest::Client {
+    static CRYPTO: Once = Once::new();
+    CRYPTO.call_once(|| {
+        // Fails only if another test was first, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+    reqwest::Client::builder().tls_certs_only([]).user_agent("autopod-test").no_proxy().build().expect("a client")
+}
+
+/// Looks until there is something, or fails telling what was waited for.
+pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look().await {
+            return found;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+}
+
+pub fn kill(pid: u32) {
+    signal(pid, Signal::KILL);
+}
+
+pub fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("a process id");
+    // One that has just ended by itself is no failure.
+    let _ = rustix::process::kill_process(pid, signal);
+}
+
+impl House {
+    pub async fn new() -> Self {
+        Self::with(ClockMode::Live, "home").await
+    }
+
+    pub async fn with(clock: ClockMode, name: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let options = SandboxOptions {
+            listen: ([127, 0, 0, 1], 0).into(),
+            folder: folder.path().join("world"),
+            clock,
+            comfyui: None,
+            idle_limit: None,
+        };
+        let http = http();
+        let sandbox = sandbox::start(options).await.expect("a sandbox");
+        Self {
+            sandbox,
+            home: folder.path().join(name),
+            http,
+            path: std::env::var("PATH").unwrap_or_default(),
+            polite: true,
+            folder: Arc::new(folder),
+        }
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn home(&self) -> Home {
+        Home::open(self.home.clone()).expect("a home")
+    }
+
+    pub fn fleet(&self) -> Fleet {
+        Fleet::new(&self.home(), &Timing::quick())
+    }
+
+    pub fn tunnels(&self) -> Tunnels {
+        Tunnels::new(&self.home(), &Timing::quick())
+    }
+
+    pub fn environment(&self) -> Vec<(String, std::ffi::OsString)> {
+        vec![("PATH".into(), self.path.clone().into()), ("HOME".into(), self.folder().as_os_str().to_owned())]
+    }
+
+    pub fn launcher(&self) -> Launcher {
+        Launcher { program: PROGRAM.into(), environment: self.environment() }
+    }
+
+    pub fn keeper(&self) -> KeeperClient {
+        let key = Some(SecretString::from(self.sandbox.key().to_owned()));
+        KeeperClient::new(&self.home(), &Timing::quick(), Some(self.launcher()), key, &self.origin(), false)
+    }
+
+    /// The services as the program wires them, in this process.
+    pub fn services(&self) -> Arc<Services> {
+        let key = Some(SecretString::from(self.sandbox.key().to_owned()));
+        app::wire(self.home(), Config::default(), key, self.sandbox.url(), self.launcher(), false).expect("services")
+    }
+
+    pub fn origin(&self) -> String {
+        self.services_origin(self.sandbox.url())
+    }
+
+    fn services_origin(&self, url: &str) -> String {
+        url.parse::<autopod_mcp::runpod::ApiOrigin>().expect("an origin").to_string()
+    }
+
+    pub fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(self.environment())
+            .env("AUTOPOD_HOME", &self.home)
+            .env("RUNPOD_API_KEY", self.sandbox.key())
+            .env("RUNPOD_API_BASE_URL", self.sandbox.url())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    pub fn command(&self, tool: &str, arguments: &Value) -> Command {
+        self.program(&["call", tool, &arguments.to_string()])
+    }
+
+    pub async fn call(&self, tool: &str, arguments: Value) -> Answer {
+        answer(self.command(tool, &arguments)).await
+    }
+
+    /// A call that has to succeed.
+    pub async fn ok(&self, tool: &str, arguments: Value) -> Value {
+        let answer = self.call(tool, arguments.clone()).await;
+        assert_eq!(answer.code, 0, "{tool} {arguments}: {answer:?}\n{}", self.keeper_log());
+        answer.value
+    }
+
+    /// A pod by the tool, which has an id when this returns.
+    pub async fn create(&self, name: &str) -> String {
+        let made = self.ok("create_pod_with_volume", json!({ "name": name, "wait_seconds": 45 })).await;
+        made["pod_id"].as_str().unwrap_or_else(|| panic!("no id: {made}")).to_owned()
+    }
+
+    /// A wish as the create tool writes it, with a lifetime that no argument could ask for.
+    pub fn wish(&self, lifetime: SignedDuration) -> PodRecord {
+        let request = PodRequest {
+            image: "runpod/comfyui:latest".to_owned(),
+            gpus: Vec::new(),
+            gpu_count: 1,
+            cloud: Cloud::Secure,
+            data_centers: Vec::new(),
+            disk_gb: 40,
+            volume: None,
+            volume_name: None,
+            ports: vec!["22/tcp".to_owned()],
+        };
+        let candidates = vec![Candidate { gpu: GPU.to_owned(), price_per_hour: 0.25 }];
+        PodRecord::new(new_intent(), request, candidates, lifetime)
+    }
+
+    /// A request to the sandbox; its answer.
+    pub async fn raw(&self, method: reqwest::Method, path: &str, body: Option<Value>) -> (u16, Value) {
+        let mut request =
+            self.http.request(method, format!("{}{path}", self.sandbox.url())).bearer_auth(self.sandbox.key());
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let response = request.timeout(PATIENCE).send().await.expect("an answer of the sandbox");
+        let status = response.status().as_u16();
+        (status, serde_json::from_slice(&response.bytes().await.expect("a whole body")).unwrap_or_default())
+    }
+
+    pub async fn fault(&self, fault: Value) {
+        let (status, body) = self.raw(reqwest::Method::POST, "/_sandbox/faults", Some(fault)).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
+    pub async fn clear_faults(&self) {
+        self.raw(reqwest::Method::DELETE, "/_sandbox/faults", None).await;
+    }
+
+    pub async fn advance(&self, seconds: f64) {
+        let (status, body) =
+            self.raw(reqwest::Method::POST, "/_sandbox/clock", Some(json!({ "advance_seconds": seconds }))).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
+    pub async fn act(&self, id: &str, action: &str) {
+        let (status, body) =
+            self.raw(reqwest::Method::POST, &format!("/v2/pods/{id}/action"), Some(json!({ "action": action }))).await;
+        assert_eq!(status, 200, "{body}");
+    }
+
+    /// What the world knows of its pods, whatever it tells its clients.
+    pub async fn world_pods(&self) -> Vec<Value> {
+        let (_, body) = self.raw(reqwest::Method::GET, "/_sandbox/pods", None).await;
+        body["pods"].as_array().expect("pods").clone()
+    }
+
+    pub async fn alive(&self) -> Vec<Value> {
+        let mut pods = self.world_pods().await;
+        pods.retain(|pod| pod["ended_at"].is_null());
+        pods
+    }
+
+    pub async fn until_none_alive(&self, what: &str) {
+        until(what, async || self.alive().await.is_empty().then_some(())).await;
+    }
+
+    /// How often an operation was asked for.
+    pub fn asked(&self, operation: &str) -> usize {
+        self.sandbox.requests().iter().filter(|entry| entry["operation"] == operation).count()
+    }
+
+    /// The worker of this home's keeper, as it wrote itself into its lock.
+    pub fn worker(&self) -> Option<u32> {
+        let lock = self.home.join("locks/keeper");
+        state::holder(&lock).filter(|_| state::is_held(&lock))
+    }
+
+    pub async fn until_worker(&self) -> u32 {
+        until("a keeper", async || self.worker()).await
+    }
+
+    /// Processes of this home: guards, workers, ssh children.
+    pub fn processes(&self) -> Processes {
+        let mut found = Processes::default();
+        let Ok(folders) = std::fs::read_dir("/proc") else { return found };
+        for folder in folders.flatten() {
+            let Some(pid) = folder.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Ok(line) = std::fs::read(folder.path().join("cmdline")) else { continue };
+            let words: Vec<_> = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word)).collect();
+            let ours = words.iter().any(|word| Path::new(word.as_ref()) == self.home);
+            let says = |text: &str| words.iter().any(|word| word == text);
+            if ours && says("keeper") {
+                if says("--worker") { found.workers.push(pid) } else { found.guards.push(pid) }
+            } else if words.iter().any(|word| word.starts_with("HostKeyAlias=autopod-"))
+                && std::fs::read_link(folder.path().join("cwd")).is_ok_and(|cwd| cwd == self.home.join("ssh"))
+            {
+                found.ssh.push(pid);
+            }
+        }
+        found
+    }
+
+    pub fn keeper_log(&self) -> String {
+        std::fs::read_to_string(self.home.join("logs/keeper.log")).unwrap_or_default()
+    }
+
+    /// What the tunnel's far end answers to `/system_stats`, if it does.
+    pub async fn stats_through(&self, port: u16) -> Option<Value> {
+        let url = format!("http://127.0.0.1:{port}/system_stats");
+        let answer = self.http.get(url).timeout(Duration::from_secs(5)).send().await.ok()?;
+        answer.json::<Value>().await.ok().filter(|stats| stats["devices"].is_array())
+    }
+
+    fn end_processes(&self) {
+        // A guard that lives would start its worker again, so guards first, until nothing is found.
+        for _ in 0..200 {
+            let Processes { guards, workers, ssh } = self.processes();
+            if guards.is_empty() && workers.is_empty() && ssh.is_empty() {
+                return;
+            }
+            for pid in guards.into_iter().chain(workers).chain(ssh) {
+                kill(pid);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Ends everything of this home, proves it, and holds what was asked of the sandbox against RunPod's API.
+    pub async fn end(self) {
+        self.end_processes();
+        let left = self.processes();
+        assert!(left.guards.is_empty() && left.workers.is_empty() && left.ssh.is_empty(), "left: {left:?}");
+        if let Some(spec) = openapi::spec() {
+            let mut violations = openapi::check_log(&spec, &self.sandbox.requests());
+            violations.retain(|violation| self.polite || violation.starts_with("answer"));
+            assert!(violations.is_empty(), "{}", violations.join("\n"));
+        }
+    }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            use std::io::Write;
+            let log = self.keeper_log();
+            let tail: Vec<_> = log.lines().rev().take(30).collect();
+            for line in tail.into_iter().rev() {
+                let _ = writeln!(std::io::stderr(), "keeper: {line}");
+            }
+            for name in ["pods.json", "tunnels.json"] {
+                let text = std::fs::read_to_string(self.home.join(name)).unwrap_or_default();
+                let _ = writeln!(std::io::stderr(), "{name}: {text}");
+            }
+        }
+        self.end_processes();
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Processes {
+    pub guards: Vec<u32>,
+    pub workers: Vec<u32>,
+    pub ssh: Vec<u32>,
+}
+
+pub async fn answer(mut command: Command) -> Answer {
+    let output = tokio::time::timeout(Duration::from_secs(90), command.output())
+        .await
+        .expect("every call is bounded")
+        .expect("the program");
+    Answer {
+        code: output.status.code().unwrap_or(-1),
+        value: serde_json::from_slice(&output.stdout).unwrap_or_default(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
