@@ -106,7 +106,7 @@ fn the_demo_ends_with_a_picture_and_leaves_nothing_behind() {
     assert_eq!(pictures.len(), 1, "{told}");
     assert!(colours(&pictures[0]) > 1000, "the picture has {} colours", colours(&pictures[0]));
     assert!(told.contains(pictures[0].file_name().unwrap().to_str().unwrap()), "{told}");
-    let steps = (1..=24).filter(|step| told.contains(&format!("{step}/24"))).count();
+    let steps = (1..=24).filter(|step| told.contains(&format!("step {step} of 24"))).count();
     assert!(steps >= 5, "only {steps} steps of the sampler were shown: {told}");
     assert!(told.contains("no pod, nothing is billed"), "{told}");
     newcomer.assert_nothing_is_left();

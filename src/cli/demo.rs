@@ -11,6 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::output;
+use super::render::usd;
 use super::signals::Signals;
 use crate::environment::Environment;
 use crate::tools::{self, Context, ErrorKind, ToolError};
@@ -77,17 +78,17 @@ async fn tell(stage: &Stage, screen: &Screen, output_dir: &Path, keep: bool) -> 
         .step("GPUs in stock", "list_gpus", json!({"min_vram_gb": 16}), |answer| {
             let gpus = answer["gpus"].as_array().map_or(0, Vec::len);
             let first = &answer["gpus"][0];
-            format!("{gpus} offers, the cheapest {} at ${:.2}/h", word(&first["name"]), first["price_per_hour"])
+            format!("{gpus} offers, the cheapest {} at {}/h", word(&first["name"]), usd(&first["price_per_hour"]))
         })
         .await?;
     let pod = json!({"name": POD, "volume": "comfy-models", "lifetime_minutes": 10});
     teller
         .step("GPU pod with volume", "create_pod_with_volume", pod, |answer| {
             format!(
-                "{} in {} at ${:.2}/h, volume {} at {}",
+                "{} in {} at {}/h, volume {} at {}",
                 word(&answer["gpu"]),
                 word(&answer["data_center"]),
-                answer["price_per_hour"],
+                usd(&answer["price_per_hour"]),
                 word(&answer["volume"]["name"]),
                 word(&answer["volume"]["mount_path"])
             )
