@@ -15,11 +15,14 @@ use crate::config::Home;
 use crate::environment::Environment;
 use crate::errors::chain;
 use crate::sandbox::{self, ClockMode, SandboxOptions};
-use crate::state::{self, Lock};
+use crate::state::{self, Lock, StateError};
 use crate::tools::{ErrorKind, ToolError};
 
 const IDLE_LIMIT: Duration = Duration::from_secs(30 * 60);
-const STOPS_WITHIN: Duration = Duration::from_secs(10);
+/// With its pods' servers and its keeper.
+const STOPS_WITHIN: Duration = Duration::from_secs(30);
+/// How long a lock may be held by somebody who only looks at it.
+const LONGEST_LOOK: Duration = Duration::from_millis(300);
 const STAYS_AWAY: Duration = Duration::from_millis(500);
 
 /// Run a RunPod on loopback, with real SSH servers and a ComfyUI behind its pods
@@ -61,7 +64,7 @@ pub async fn run(args: SandboxArgs, environment: &Environment) -> Result<u8, Too
         // The terminal or server that started us may be killed with its process group.
         let _ = rustix::process::setsid();
     }
-    let Some(lock) = Lock::try_take(&home.lock("sandbox"))? else { return Err(runs_already(&home)) };
+    let Some(lock) = take_lock(&home).await? else { return Err(runs_already(&home)) };
     let sandbox = sandbox::start(SandboxOptions {
         listen: args.listen,
         folder: home.root().to_owned(),
@@ -85,11 +88,27 @@ pub async fn run(args: SandboxArgs, environment: &Environment) -> Result<u8, Too
         () = stdin_ended(), if args.tethered => {}
     }
     sandbox.stop().await;
-    drop(lock);
     if args.tethered {
+        drop(lock);
         remove_home(&home).await;
+        return Ok(0);
     }
+    // Before the lock is let go of: afterwards the records may be those of another world.
+    app::close_world(&home).await?;
+    drop(lock);
     Ok(0)
+}
+
+/// `None` when another sandbox holds it. Who looks whether a sandbox lives takes the lock for a moment, which must not
+/// pass for a sandbox.
+async fn take_lock(home: &Home) -> Result<Option<Lock>, ToolError> {
+    let path = home.lock("sandbox");
+    let taken = tokio::task::spawn_blocking(move || Lock::take(&path, LONGEST_LOOK)).await;
+    match taken.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(StateError::Locked { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn stop(home: &Home) -> Result<u8, ToolError> {
