@@ -11,41 +11,54 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use crate::tools::context::Services;
 use crate::tools::{ErrorKind, ToolError};
 
 type Build = dyn Fn() -> BoxFuture<'static, Result<Arc<Services>, ToolError>> + Send + Sync;
+type Check = dyn Fn(&Services) -> Result<(), ToolError> + Send + Sync;
 
 /// The services, built at the first call that needs them: a client is greeted before config, TLS roots or the
 /// provider are touched. A failed build is that call's error, and the next call tries again.
 #[derive(Clone)]
 pub struct LazyServices {
     build: Arc<Build>,
-    built: Arc<OnceCell<Arc<Services>>>,
+    check: Arc<Check>,
+    built: Arc<Mutex<Option<Arc<Services>>>>,
 }
 
 impl LazyServices {
     pub fn new(
         build: impl Fn() -> BoxFuture<'static, Result<Arc<Services>, ToolError>> + Send + Sync + 'static,
     ) -> Self {
-        Self { build: Arc::new(build), built: Arc::default() }
+        Self { build: Arc::new(build), check: Arc::new(|_| Ok(())), built: Arc::default() }
     }
 
-    /// The services, if a call has needed them before.
-    pub fn built(&self) -> Option<Arc<Services>> {
-        self.built.get().cloned()
+    /// Asked before each use of services that were built before. Its error is that call's answer, and the next call
+    /// builds them anew.
+    pub fn checked(self, check: impl Fn(&Services) -> Result<(), ToolError> + Send + Sync + 'static) -> Self {
+        Self { check: Arc::new(check), ..self }
+    }
+
+    /// The services, if a call has needed them before and they are still good.
+    pub async fn built(&self) -> Option<Arc<Services>> {
+        self.built.lock().await.clone().filter(|services| (self.check)(services).is_ok())
     }
 
     /// A panic is an error too: rmcp would leave its caller without any answer.
     pub async fn get(&self) -> Result<Arc<Services>, ToolError> {
-        let build = async {
-            AssertUnwindSafe((self.build)()).catch_unwind().await.unwrap_or_else(|_| {
-                Err(ToolError::new(ErrorKind::Internal, "a defect in this program keeps it from starting its work")
-                    .hint("look at the log on stderr, and please report this"))
-            })
-        };
-        self.built.get_or_try_init(|| build).await.cloned()
+        let mut built = self.built.lock().await;
+        if let Some(services) = built.take() {
+            (self.check)(&services)?;
+            *built = Some(services.clone());
+            return Ok(services);
+        }
+        let services = AssertUnwindSafe((self.build)()).catch_unwind().await.unwrap_or_else(|_| {
+            Err(ToolError::new(ErrorKind::Internal, "a defect in this program keeps it from starting its work")
+                .hint("look at the log on stderr, and please report this"))
+        })?;
+        *built = Some(services.clone());
+        Ok(services)
     }
 }

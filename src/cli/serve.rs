@@ -35,7 +35,7 @@ pub(super) async fn run(options: AppOptions, _args: ServeArgs) -> Result<u8, Too
 pub(super) async fn look_after_keeper(options: AppOptions, services: LazyServices) {
     loop {
         tokio::time::sleep(KEEPER_LOOKED_AFTER_EVERY).await;
-        let services = if options.sandbox { services.built() } else { services.get().await.ok() };
+        let services = if options.sandbox { services.built().await } else { services.get().await.ok() };
         let Some(services) = services else { continue };
         if let Err(error) = services.revive_keeper().await {
             tracing::warn!(%error, "the keeper can't be started");
@@ -45,8 +45,10 @@ pub(super) async fn look_after_keeper(options: AppOptions, services: LazyService
 
 /// The services of these options, wired at the first call.
 pub(super) fn lazily(options: AppOptions) -> LazyServices {
-    LazyServices::new(move || {
+    let is_sandbox = options.sandbox;
+    let services = LazyServices::new(move || {
         let options = options.clone();
         Box::pin(async move { app::services(&options).await })
-    })
+    });
+    if is_sandbox { services.checked(app::check_world) } else { services }
 }
