@@ -240,6 +240,7 @@ fn comfy_run(answer: &Value) -> String {
         _ => format!("The run {id} goes on: {}.", clean(&text(&answer["waiting_for"]))),
     }];
     let each = |name: &str| answer[name].as_array().cloned().unwrap_or_default();
+    lines.extend(each("files").iter().map(|row| clean(&text(&row["path"]))));
     lines
         .extend(each("texts").iter().map(|row| clean(&format!("Node {}: {}", text(&row["node"]), text(&row["text"])))));
     lines.extend(
