@@ -14,4 +14,7 @@ mod keeper_support;
 mod runpod_provider;
 mod sandbox_container;
 mod sandbox_world;
+mod story_mcp;
+mod story_rpc;
+mod story_support;
 mod support;
