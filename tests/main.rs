@@ -1,5 +1,6 @@
 //! One binary for all tests, so that a newcomer links once.
 
+mod bad_input;
 mod comfy_client;
 mod demo;
 mod faces_answers;
@@ -16,5 +17,6 @@ mod sandbox_container;
 mod sandbox_world;
 mod story_mcp;
 mod story_rpc;
+mod story_shell;
 mod story_support;
 mod support;

@@ -162,13 +162,18 @@ async fn until_done<C: Future<Output = Result<Answer, ToolError>>>(
     timeout: Option<Duration>,
 ) -> Result<(&'static ToolDef, Answer), ToolError> {
     let started = Instant::now();
+    let mut created = None;
     let left = || timeout.unwrap_or_default().saturating_sub(started.elapsed());
     loop {
         let call_started = Instant::now();
         if timeout.is_some() && (tool.input_schema)().pointer("/properties/wait_seconds").is_some() {
             arguments[WAIT_FIELD] = json!(left().as_secs().min(WAIT_DEFAULT_SECONDS));
         }
-        let answer = call(tool, arguments.clone()).await?;
+        let mut answer = call(tool, arguments.clone()).await?;
+        // What the first call made is there already for the next one, but it was this command that made it.
+        if let Some(now) = answer.value.get_mut("created") {
+            *now = created.get_or_insert_with(|| now.clone()).clone();
+        }
         if is_done(&answer.value) || left().is_zero() {
             return Ok((tool, answer));
         }
