@@ -136,6 +136,8 @@ async fn the_whole_story_through_mcp() {
     assert_eq!(pods["pods"], json!([]), "{pods}");
     let tunnels = assistant.call("list_tunnels", json!({})).await;
     assert_eq!(tunnels["tunnels"], json!([]), "{tunnels}");
+    let job = assistant.call("comfy_job", json!({"prompt_id": run})).await;
+    assert_eq!((&job["files"], &job["still_billing"]), (&ran["files"], &json!("no")), "{job}");
     assert!(colours(&picture) > 1000, "the picture outlives its pod");
 
     assistant.client.cancel().await.expect("the session ends");

@@ -270,6 +270,12 @@ impl RunOutput {
         }
     }
 
+    /// A run whose pod has ended since.
+    pub(super) fn of_gone_pod(self) -> Self {
+        let next = "create_pod_with_volume before the next comfy_run; the pod of this run is gone".to_owned();
+        Self { still_billing: Some(StillBilling::No), next, ..self }
+    }
+
     /// With the time since the run began, for a call that was there.
     pub(super) fn timed(mut self, record: &JobRecord) -> Self {
         let seconds = Timestamp::now().duration_since(record.created_at).as_secs_f64();
