@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use tokio::process::Command;
+use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::process::{Child, ChildStderr, Command};
 
-use crate::faces_support::program;
+use crate::faces_support::{PATIENCE, program};
 use crate::story_support::{Said, Story, colours, painting, said, write_picture};
 
 #[tokio::test]
@@ -95,6 +97,68 @@ async fn people_have_commands_and_scripts_have_exit_codes() {
     assert_ends_with(&story.run(&["tunnel", "ls"]).await, 0, &["No tunnels"]);
     story.assert_nothing_is_up().await;
     story.end().await;
+}
+
+#[tokio::test]
+async fn an_interrupted_run_is_exit_code_130_and_can_be_found_again() {
+    let story = Story::begin();
+    story.call("create_pod_with_volume", json!({})).await.json();
+    story.call("start_tunnel", json!({})).await.json();
+    std::fs::write(story.home.folder().join("workflow_api.json"), painting(100).to_string()).expect("a file");
+    let running = story.command(&["call", "comfy_run", "{\"workflow_path\": \"workflow_api.json\"}"]);
+    let mut running = Running::start(running);
+    running.until_told("step 1 of 24").await;
+    assert_ends_with(&running.interrupt().await, 130, &["interrupted"]);
+
+    let queue = story.call("comfy_queue", json!({})).await.json();
+    let run = queue["running"][0]["job"].as_str().unwrap_or_else(|| panic!("the run goes on: {queue}")).to_owned();
+    let found = story.run(&["comfy", "job", &run]).await;
+    assert_ends_with(&found, 0, &["is done", "story_"]);
+    let picture = found.stdout.lines().find(|line| line.ends_with(".png")).expect("the picture's path");
+    assert!(colours(Path::new(picture)) > 1000, "{found:?}");
+    story.call("terminate_pod", json!({"pod": "comfy"})).await.json();
+    story.end().await;
+}
+
+/// A process whose progress on stderr is followed.
+struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("it starts");
+        let stderr = child.stderr.take().expect("stderr is a pipe");
+        Self { child, lines: BufReader::new(stderr).lines() }
+    }
+
+    async fn until_told(&mut self, words: &str) {
+        let told = async {
+            loop {
+                let line = self.lines.next_line().await.expect("text").expect("it goes on");
+                if line.contains(words) {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, told).await.expect("it tells its progress");
+    }
+
+    /// What it says from here to its end.
+    async fn interrupt(mut self) -> Said {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)).expect("it runs");
+        kill_process(pid, Signal::INT).expect("the signal is sent");
+        let mut stderr = String::new();
+        let end = async {
+            while let Some(line) = self.lines.next_line().await.expect("text") {
+                stderr.push_str(&line);
+            }
+            self.child.wait().await.expect("its end can be waited for").code().expect("it ends by itself")
+        };
+        let code = tokio::time::timeout(PATIENCE, end).await.expect("it ends");
+        Said { code, stdout: String::new(), stderr }
+    }
 }
 
 fn only_picture(folder: &Path) -> std::path::PathBuf {

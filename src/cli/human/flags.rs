@@ -5,7 +5,7 @@ use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use serde_json::{Map, Value, json};
 
 use super::{Row, WAIT_FIELD};
-use crate::tools::{ToolDef, ToolError};
+use crate::tools::{PATH_MARK, ToolDef, ToolError};
 
 /// How a field is written on the command line.
 enum Kind {
@@ -78,10 +78,13 @@ pub(super) fn of(row: &Row, tool: &ToolDef) -> Vec<Arg> {
 fn flag(row: &Row, field: Field) -> Arg {
     let kind = Kind::of(&field.schema);
     let help = field.schema.get("description").and_then(Value::as_str).unwrap_or_default().trim_end_matches('.');
-    let mut arg = Arg::new(field.name.clone())
-        .help(help.to_owned())
-        .required(field.required)
-        .value_name(field.name.to_uppercase());
+    // Tools want absolute paths; a person's are completed before the call.
+    let help = match field.schema.get(PATH_MARK) {
+        Some(_) => help.replacen("Absolute path", "Path", 1),
+        None => help.to_owned(),
+    };
+    let mut arg =
+        Arg::new(field.name.clone()).help(help).required(field.required).value_name(field.name.to_uppercase());
     if row.positional != Some(field.name.as_str()) {
         arg = arg.long(field.name.replace('_', "-"));
     }
