@@ -11,6 +11,7 @@ mod faces_support;
 mod imports;
 mod keeper_create;
 mod keeper_support;
+mod readme;
 mod runpod_provider;
 mod sandbox_container;
 mod sandbox_world;
