@@ -14,7 +14,9 @@ use tokio::process::{ChildStdin, Command};
 
 use crate::state::{self, StateError};
 
-pub use keeper_client::{Hello, KeeperClient, KeeperError, KeeperSeed, Request, account_of, launch_keeper, socket_path};
+pub use keeper_client::{
+    Hello, KeeperClient, KeeperError, KeeperSeed, Request, account_of, launch_keeper, socket_path,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {

@@ -137,8 +137,7 @@ pub fn read_file(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     make_private_folder(folder)?;
-    let mut temporary =
-        tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map_err(io(path, "written"))?;
+    let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map_err(io(path, "written"))?;
     temporary.write_all(bytes).map_err(io(path, "written"))?;
     temporary.as_file().sync_all().map_err(io(path, "written"))?;
     temporary.persist(path).map_err(|error| io(path, "replaced")(error.error))?;

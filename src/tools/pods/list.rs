@@ -8,7 +8,7 @@ use super::{
     Found, MountedVolume, Owner, all, cents, cost_now, find_or_only, mounted_volume, owner_of, while_a_pod_runs,
 };
 use crate::fleet::{HomeIdentity, Phase, WantedState};
-use crate::provider::{PodStatus, ProviderError};
+use crate::provider::{Pod, PodStatus, ProviderError};
 use crate::tools::context::Services;
 use crate::tools::{Context, Effect, Tool, ToolError};
 use crate::tunnel::{COMFY_PORT, TunnelRecord, TunnelState};
@@ -82,7 +82,7 @@ impl Tool for ListPods {
         let tunnels: Vec<_> = services.tunnels.read()?.into_values().collect();
         let identity = HomeIdentity::read(&services.home)?;
         let pods: Vec<_> = found.iter().map(|found| row(found, &tunnels, identity.as_ref())).collect();
-        heal(services, &found).await;
+        heal(services, &found, identity.as_ref()).await;
         let (source, warning) = match services.provider {
             Some(_) => (Source::Provider, None),
             None => (Source::Records, Some(unverified(services))),
@@ -144,8 +144,9 @@ fn unverified(services: &Services) -> String {
 }
 
 /// Whoever looks and sees a pod of ours without its keeper starts it again, for nobody else keeps the deadline.
-async fn heal(services: &Services, found: &[Found]) {
-    let ours = found.iter().any(|found| found.record.is_some());
+async fn heal(services: &Services, found: &[Found], identity: Option<&HomeIdentity>) {
+    let is_ours = |pod: &Pod| owner_of(pod, identity) == Owner::Ours;
+    let ours = found.iter().any(|found| found.record.is_some() || found.pod.as_ref().is_some_and(is_ours));
     if ours
         && services.provider.is_some()
         && !services.keeper.is_alive()
@@ -251,9 +252,9 @@ impl Tool for GetPod {
                 Err(error) => return Err(while_a_pod_runs(error)),
             }
         }
-        heal(services, std::slice::from_ref(&found)).await;
-        let tunnels: Vec<_> = services.tunnels.read()?.into_values().collect();
         let identity = HomeIdentity::read(&services.home)?;
+        heal(services, std::slice::from_ref(&found), identity.as_ref()).await;
+        let tunnels: Vec<_> = services.tunnels.read()?.into_values().collect();
         let tunnel = tunnels.iter().find(|tunnel| {
             Some(tunnel.wanted.pod_id.as_str()) == found.pod_id() && tunnel.wanted.remote_port == COMFY_PORT
         });
