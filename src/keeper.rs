@@ -249,7 +249,15 @@ impl Keeper {
         let looked = async {
             let Some(identity) = HomeIdentity::read(&self.home).map_err(|error| chain(&error))? else { return Ok(()) };
             let Some(provider) = self.provider() else { return Ok(()) };
-            let listed = provider.pods().await.map_err(|error| chain(&error))?;
+            let listed = match provider.pods().await {
+                Ok(listed) => listed,
+                Err(error) if error.is_transient() => return Err(chain(&error)),
+                Err(error) => {
+                    // A key that may not list won't find them later either; another key makes us look again.
+                    tracing::warn!(error = %chain(&error), "our pods can't be listed");
+                    return Ok(());
+                }
+            };
             let now = listed.date.unwrap_or_else(Timestamp::now);
             for pod in listed.value.iter().filter(|pod| pod.env.get(ENV_OWNER) == Some(&identity.owner)) {
                 if pod.status != PodStatus::Terminated {

@@ -58,6 +58,7 @@ async fn answer(keeper: Arc<Keeper>, stream: UnixStream) {
             keeper.account.send_replace(Some(account_of(&keeper.origin, &key)));
             keeper.provider.send_replace(Some((keeper.connect)(key.clone())));
             (keeper.on_key)(key);
+            keeper.pods_may_be_lost.send_replace(true);
             keeper.turn.send_modify(|turn| *turn += 1);
             "{}".to_owned()
         }
