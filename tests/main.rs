@@ -1,6 +1,7 @@
 //! One binary for all tests, so that a newcomer links once.
 
 mod comfy_client;
+mod comfy_tools;
 mod demo;
 mod faces_answers;
 mod faces_cli;

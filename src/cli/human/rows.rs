@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::Row;
-use crate::cli::render::{column, table, text, usd};
+use crate::cli::render::{clean, column, table, text, usd};
 
 /// What a row says when it says nothing.
 const ROW: Row = Row {
@@ -17,6 +17,45 @@ const ROW: Row = Row {
 };
 
 pub static ROWS: &[Row] = &[
+    Row { path: "pod list", tool: "list_pods", aliases: &["pod ls", "ls", "ps"], render: pods, ..ROW },
+    Row { path: "pod info", tool: "get_pod", positional: Some("pod"), aliases: &["info"], render: pod, ..ROW },
+    Row { path: "pod create", tool: "create_pod_with_volume", positional: Some("name"), render: created_pod, ..ROW },
+    Row {
+        path: "pod kill",
+        tool: "terminate_pod",
+        positional: Some("pod"),
+        aliases: &["pod rm", "kill", "rm"],
+        render: ended_pod,
+        ..ROW
+    },
+    Row { path: "tunnel start", tool: "start_tunnel", positional: Some("pod"), render: tunnel, ..ROW },
+    Row { path: "tunnel list", tool: "list_tunnels", aliases: &["tunnel ls"], render: tunnels, ..ROW },
+    Row { path: "tunnel stop", tool: "stop_tunnel", positional: Some("pod"), render: stopped_tunnels, ..ROW },
+    Row {
+        path: "comfy status",
+        tool: "comfy_status",
+        positional: Some("pod"),
+        render: comfy_status,
+        succeeded: |answer| answer["ready"] == true,
+        ..ROW
+    },
+    Row { path: "comfy queue", tool: "comfy_queue", positional: Some("pod"), render: comfy_queue, ..ROW },
+    Row {
+        path: "comfy run",
+        tool: "comfy_run",
+        positional: Some("workflow_path"),
+        render: comfy_run,
+        succeeded: |answer| answer["state"] == "done",
+        ..ROW
+    },
+    Row {
+        path: "comfy job",
+        tool: "comfy_job",
+        positional: Some("prompt_id"),
+        render: comfy_run,
+        succeeded: |answer| answer["state"] == "done",
+        ..ROW
+    },
     Row { path: "volume list", tool: "list_volumes", aliases: &["volume ls"], render: volumes, ..ROW },
     Row { path: "gpu list", tool: "list_gpus", aliases: &["gpu ls"], render: gpus, ..ROW },
 ];
@@ -30,6 +69,230 @@ pub(super) fn about_group(group: &str) -> &'static str {
         "gpu" => "GPU types, prices and stock",
         _ => "",
     }
+}
+
+fn pods(answer: &Value) -> String {
+    let columns = [
+        column("POD", |row| text(&row["pod"])),
+        column("STATUS", |row| text(&row["status"])),
+        column("GPU", |row| text(&row["gpu"])),
+        column("WHERE", |row| text(&row["data_center"])),
+        column("AN HOUR", |row| usd(&row["price_per_hour"])),
+        column("COST", |row| usd(&row["cost_usd"])),
+        column("ENDS AT", |row| moment(&row["expires_at"])),
+        column("TUNNEL", |row| text(&row["tunnels"])),
+        column("NOTE", |row| match row["owner"].as_str() {
+            Some("other_machine") => "of another machine".to_owned(),
+            Some("unmanaged") => "not made by this program".to_owned(),
+            _ => row["problem"].as_str().unwrap_or_default().to_owned(),
+        }),
+    ];
+    let rows = table(&answer["pods"], &columns, "No pods; nothing is billed for any.");
+    let mut lines = vec![rows];
+    if answer["pods"].as_array().is_some_and(|pods| !pods.is_empty()) {
+        lines.push(format!("In all {} an hour.", usd(&answer["burn_rate_per_hour"])));
+    }
+    lines.extend(answer["warning"].as_str().map(clean));
+    lines.join("\n")
+}
+
+fn pod(answer: &Value) -> String {
+    let mut lines = vec![facts(&[
+        ("Pod", text(&answer["pod"])),
+        ("Id", text(&answer["pod_id"])),
+        ("Status", text(&answer["status"])),
+        ("GPU", text(&answer["gpu"])),
+        ("Where", text(&answer["data_center"])),
+        ("An hour", usd(&answer["price_per_hour"])),
+        ("Cost so far", usd(&answer["cost_usd"])),
+        ("Ends at", moment(&answer["expires_at"])),
+        ("Volume", volume(&answer["volume"])),
+        ("SSH", text(&answer["ssh"])),
+        ("Tunnel", text(&answer["tunnels"])),
+        ("Problem", text(&answer["problem"])),
+    ])];
+    let steps = answer["readiness"].as_array().into_iter().flatten();
+    let steps = steps.map(|step| format!("{} {}", if step["done"] == true { "+" } else { "-" }, text(&step["step"])));
+    lines.push(format!("Ready: {}", steps.collect::<Vec<_>>().join(", ")));
+    lines.extend(answer["waiting_for"].as_str().map(|what| format!("Waiting for {}", clean(what))));
+    lines.join("\n")
+}
+
+fn created_pod(answer: &Value) -> String {
+    let what = if answer["created"] == true { "Created" } else { "There is already" };
+    let mut lines = vec![format!("{what} the pod {}.", text(&answer["pod"]))];
+    lines.push(facts(&[
+        ("State", text(&answer["state"])),
+        ("GPU", text(&answer["gpu"])),
+        ("Where", text(&answer["data_center"])),
+        ("An hour", usd(&answer["price_per_hour"])),
+        ("Can cost", usd(&answer["reserved_usd"])),
+        ("Ends at", moment(&answer["expires_at"])),
+        ("Volume", volume(&answer["volume"])),
+        ("Public address", text(&answer["proxy_url"])),
+    ]));
+    lines.extend(answer["warning"].as_str().map(|warning| format!("Warning: {}", clean(warning))));
+    lines.push(next(answer));
+    lines.join("\n")
+}
+
+fn ended_pod(answer: &Value) -> String {
+    let (pod, cost) = (text(&answer["pod"]), usd(&answer["cost_usd"]));
+    let mut lines = vec![match answer["done"].as_bool() {
+        Some(true) => clean(&format!("The pod {pod} is gone. It cost {cost}.")),
+        _ => clean(&format!("The pod {pod} is being ended; waiting for {}.", text(&answer["waiting_for"]))),
+    }];
+    lines.extend(answer["warning"].as_str().map(|warning| format!("Warning: {}", clean(warning))));
+    lines.join("\n")
+}
+
+fn tunnel(answer: &Value) -> String {
+    let (url, pod, port) = (text(&answer["url"]), text(&answer["pod"]), text(&answer["remote_port"]));
+    clean(&match answer["done"].as_bool() {
+        Some(true) => format!("{url} is port {port} of the pod {pod}."),
+        _ => format!("The tunnel to {pod} is not up yet; waiting for {}.", text(&answer["waiting_for"])),
+    })
+}
+
+fn tunnels(answer: &Value) -> String {
+    let columns = [
+        column("POD", |row| text(&row["pod"])),
+        column("PORT", |row| text(&row["remote_port"])),
+        column("HERE", |row| text(&row["url"])),
+        column("STATE", |row| text(&row["state"])),
+        column("SINCE", |row| moment(&row["since"])),
+        column("MS", |row| text(&row["latency_ms"])),
+        column("RECONNECTS", |row| text(&row["reconnects"])),
+        column("CAUSE", |row| row["cause"].as_str().unwrap_or_default().to_owned()),
+    ];
+    table(&answer["tunnels"], &columns, "No tunnels.")
+}
+
+fn stopped_tunnels(answer: &Value) -> String {
+    clean(&match (&answer["waiting_for"], &answer["stopped"]) {
+        (Value::String(what), _) => format!("Waiting for {what}."),
+        (_, Value::Array(stopped)) if stopped.is_empty() => "There was nothing to stop.".to_owned(),
+        (_, stopped) => format!("Stopped: {}.", text(stopped)),
+    })
+}
+
+fn comfy_status(answer: &Value) -> String {
+    let url = clean(&text(&answer["url"]));
+    if answer["ready"] != true {
+        return format!("ComfyUI is not ready ({url}): {}\n{}", clean(&text(&answer["cause"])), next(answer));
+    }
+    let columns = [
+        column("DEVICE", |row| text(&row["name"])),
+        column("VRAM FREE", |row| gib(&row["vram_free_gb"])),
+        column("OF", |row| gib(&row["vram_total_gb"])),
+    ];
+    let about = facts(&[
+        ("ComfyUI", text(&answer["comfyui_version"])),
+        ("Python", text(&answer["python_version"])),
+        ("PyTorch", text(&answer["pytorch_version"])),
+        ("RAM", format!("{} of {} free", gib(&answer["ram_free_gb"]), gib(&answer["ram_total_gb"]))),
+        ("Queue", format!("{} running, {} pending", text(&answer["running"]), text(&answer["pending"]))),
+    ]);
+    format!("ComfyUI is ready at {url}\n{about}\n{}", table(&answer["devices"], &columns, "No devices."))
+}
+
+fn comfy_queue(answer: &Value) -> String {
+    let columns = [
+        column("POSITION", |row| match row["position"].as_u64() {
+            Some(0) => "running".to_owned(),
+            _ => text(&row["position"]),
+        }),
+        column("PROMPT", |row| text(&row["prompt_id"])),
+        column("NODES", |row| text(&row["nodes"])),
+        column("OURS", ours),
+    ];
+    let part = |name: &str| answer[name].as_array().cloned().unwrap_or_default();
+    let queued = Value::Array([part("running"), part("pending")].concat());
+    let mut lines = vec![table(&queued, &columns, "The queue is empty.")];
+    let left_out = answer["pending_total"].as_u64().unwrap_or(0).saturating_sub(part("pending").len() as u64);
+    if left_out > 0 {
+        lines.push(format!("{left_out} more are pending."));
+    }
+    if !part("history").is_empty() {
+        let columns = [
+            column("ENDED", |row| text(&row["status"])),
+            column("PROMPT", |row| text(&row["prompt_id"])),
+            column("OURS", ours),
+            column("OUTPUTS", |row| match row["error"].as_str() {
+                Some(error) => error.to_owned(),
+                None => text(&row["outputs"]),
+            }),
+        ];
+        lines.push(format!("\n{}", table(&answer["history"], &columns, "")));
+    }
+    lines.join("\n")
+}
+
+fn comfy_run(answer: &Value) -> String {
+    let id = text(&answer["prompt_id"]);
+    let mut lines = vec![match answer["state"].as_str() {
+        Some("done") => match answer["elapsed_seconds"].as_f64() {
+            Some(seconds) => format!("The run {id} is done, in {seconds} s."),
+            None => format!("The run {id} is done."),
+        },
+        Some("not_submitted") => format!("The run {id} was never submitted."),
+        Some("waiting") => format!("Nothing was submitted; waiting for {}.", clean(&text(&answer["waiting_for"]))),
+        _ => format!("The run {id} goes on: {}.", clean(&text(&answer["waiting_for"]))),
+    }];
+    let each = |name: &str| answer[name].as_array().cloned().unwrap_or_default();
+    lines
+        .extend(each("texts").iter().map(|row| clean(&format!("Node {}: {}", text(&row["node"]), text(&row["text"])))));
+    lines.extend(
+        each("skipped")
+            .iter()
+            .map(|row| clean(&format!("Not saved: {}: {}", text(&row["filename"]), text(&row["reason"])))),
+    );
+    lines.extend(each("node_errors").iter().map(|row| {
+        clean(&format!(
+            "Dropped: node {} ({}): {} {}",
+            text(&row["node_id"]),
+            text(&row["class_type"]),
+            text(&row["message"]),
+            text(&row["details"])
+        ))
+    }));
+    if answer["state"] != "done" {
+        lines.push(next(answer));
+    }
+    lines.join("\n")
+}
+
+fn ours(row: &Value) -> String {
+    if row["job"].is_string() { "yes".to_owned() } else { "-".to_owned() }
+}
+
+/// Names and values in two columns; values that are missing are left out.
+fn facts(pairs: &[(&str, String)]) -> String {
+    let there = pairs.iter().filter(|(_, value)| value != "-");
+    let width = there.clone().map(|(name, _)| name.len()).max().unwrap_or(0);
+    there.map(|(name, value)| format!("{name:width$}  {}", clean(value))).collect::<Vec<_>>().join("\n")
+}
+
+fn next(answer: &Value) -> String {
+    format!("Next: {}", clean(&text(&answer["next"])))
+}
+
+/// A time without its fraction of a second.
+fn moment(value: &Value) -> String {
+    let moment = value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    moment.map_or_else(|| text(value), |moment| format!("{moment:.0}"))
+}
+
+fn gib(value: &Value) -> String {
+    value.as_f64().map_or_else(|| "-".to_owned(), |amount| format!("{amount} GiB"))
+}
+
+fn volume(value: &Value) -> String {
+    if value.is_null() {
+        return "-".to_owned();
+    }
+    let name = if value["name"].is_string() { &value["name"] } else { &value["id"] };
+    format!("{} at {}", text(name), text(&value["mount_path"]))
 }
 
 fn volumes(answer: &Value) -> String {
