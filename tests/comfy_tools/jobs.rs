@@ -74,6 +74,8 @@ async fn commands_wait_with_bounded_calls_until_it_is_done() {
     let output = output.expect("the program");
     let answer: Value = serde_json::from_slice(&output.stdout).expect("an answer");
     assert_eq!((output.status.code(), &answer["done"]), (Some(1), &json!(false)), "{answer}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(&format!("`comfy job {}`", id_of(&answer))), "{said}");
     let output = world.program(&["comfy", "job", &id_of(&answer), "--json"]).output().await.expect("the program");
     let answer: Value = serde_json::from_slice(&output.stdout).expect("an answer");
     assert_eq!((output.status.code(), &answer["state"]), (Some(0), &json!("done")), "{answer}");

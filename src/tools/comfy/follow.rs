@@ -314,7 +314,7 @@ impl RunOutput {
         let waiting_for = self.waiting_for.as_deref().unwrap_or_default();
         let now = self.progress.as_ref().map_or("", |now| now.message.as_str());
         lines.push(match self.state {
-            RunState::Done => format!("The run {id} is done{seconds}; {} files saved.", self.files.len()),
+            RunState::Done => format!("The run {id} is done{seconds}; files saved: {}.", self.files.len()),
             RunState::NotSubmitted => format!("The run {id} was never submitted."),
             RunState::Waiting => format!("Nothing was submitted yet; waiting for {waiting_for}."),
             _ => format!("The run {id} goes on ({now}); waiting for {waiting_for}."),
