@@ -220,9 +220,13 @@ impl PodRecord {
             }
         }
         known.cost_counted_at = Some(known.cost_counted_at.map_or(now, |before| before.max(now)));
-        if pod.started_at.is_some() && pod.started_at != known.started_at {
+        // A restart in place moves no `startedAt`, but shows in a status that wasn't running or in a new address.
+        let was_started = pod.started_at.is_some() && pod.started_at != known.started_at;
+        let came_up = pod.status == PodStatus::Running && known.status.is_some_and(|was| was != PodStatus::Running);
+        let moved = known.ssh.is_some() && pod.ssh.is_some() && pod.ssh != known.ssh;
+        if was_started || came_up || moved {
             known.starts += 1;
-            known.started_at = pod.started_at;
+            known.started_at = pod.started_at.or(known.started_at);
         }
         known.phase = Phase::Placed;
         known.pod_id = Some(pod.id.clone());

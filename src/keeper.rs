@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::background::{account_of, socket_path};
+use crate::background::{account_of, socket_path, version};
 use crate::config::Home;
 use crate::errors::chain;
 use crate::fleet::{ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, PodRecord, WantedState, new_intent};
@@ -111,10 +111,17 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
         retire: CancellationToken::new(),
         stop: options.stop,
     });
+    // A full disk keeps nobody from ending pods.
+    if let Err(error) = version::announce(&keeper.home) {
+        tracing::error!(error = %chain(&error), "which version keeps this home can't be written");
+    }
     let socket = socket::serve(keeper.clone())?;
     let (ended, state_lock) = keeper.clone().compare_until_idle().await;
     socket.abort();
     let _ = std::fs::remove_file(socket_path(&keeper.home));
+    if ended == Ended::Idle {
+        version::withdraw(&keeper.home);
+    }
     drop(lock);
     // Only now may somebody write a wish: whoever does finds no keeper and starts one.
     drop(state_lock);
@@ -249,7 +256,15 @@ impl Keeper {
         let looked = async {
             let Some(identity) = HomeIdentity::read(&self.home).map_err(|error| chain(&error))? else { return Ok(()) };
             let Some(provider) = self.provider() else { return Ok(()) };
-            let listed = provider.pods().await.map_err(|error| chain(&error))?;
+            let listed = match provider.pods().await {
+                Ok(listed) => listed,
+                Err(error) if error.is_transient() => return Err(chain(&error)),
+                Err(error) => {
+                    // A key that may not list won't find them later either; another key makes us look again.
+                    tracing::warn!(error = %chain(&error), "our pods can't be listed");
+                    return Ok(());
+                }
+            };
             let now = listed.date.unwrap_or_else(Timestamp::now);
             for pod in listed.value.iter().filter(|pod| pod.env.get(ENV_OWNER) == Some(&identity.owner)) {
                 if pod.status != PodStatus::Terminated {

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod comfy_client;
+mod comfy_tools;
 mod demo;
 mod faces_answers;
 mod faces_cli;
@@ -12,6 +13,7 @@ mod faces_support;
 mod imports;
 mod keeper_create;
 mod keeper_support;
+mod readme;
 mod runpod_provider;
 mod sandbox_container;
 mod sandbox_world;

@@ -1,3 +1,4 @@
 //! What tests of several parts share.
 
 pub mod openapi;
+pub mod world;

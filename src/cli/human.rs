@@ -203,6 +203,14 @@ fn next_call(answer: &Value) -> Option<(&'static ToolDef, Value)> {
     Some((tool, arguments))
 }
 
+/// [`next_call`] as a person types it: the same command again would begin the work anew.
+fn next_command(answer: &Value) -> Option<String> {
+    let (tool, arguments) = next_call(answer)?;
+    let row = ROWS.iter().find(|row| row.tool == tool.name)?;
+    let positional = row.positional.and_then(|field| arguments.get(field))?;
+    Some(format!("{} {}", row.path, render::clean(&render::text(positional))))
+}
+
 /// In the row's words, or in those of the row of the tool that answered, or else in the tool's own.
 fn shown(row: &Row, answered: &ToolDef, answer: &Answer) -> String {
     let rows = std::iter::once(row).chain(ROWS);
@@ -220,7 +228,10 @@ fn not_done(tool: &ToolDef, answer: &Value, timeout: Option<Duration>) -> ToolEr
         tool.name,
         render::clean(&waiting_for.unwrap_or_default())
     ))
-    .hint("run the same command again to go on waiting");
+    .hint(match next_command(answer) {
+        Some(command) => format!("go on waiting with `{command}`"),
+        None => "run the same command again to go on waiting".to_owned(),
+    });
     error.still_billing = match answer.get("still_billing").and_then(Value::as_str) {
         Some("yes") => Some(StillBilling::Yes),
         Some("no") => Some(StillBilling::No),

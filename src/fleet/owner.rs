@@ -45,12 +45,18 @@ impl HomeIdentity {
             Some(bound) if bound == account => Ok(true),
             Some(_) if something_open => Ok(false),
             _ => {
-                let _lock = Lock::take(&home.lock("state"), timing.state_lock)?;
-                let identity = Self { account: Some(account.to_owned()), ..identity };
-                state::write_json(&home.home_file(), &identity)?;
+                Self::rebind(home, timing, account)?;
                 Ok(true)
             }
         }
+    }
+
+    /// Makes it this account's home, whosever it was.
+    pub fn rebind(home: &Home, timing: &Timing, account: &str) -> Result<(), StateError> {
+        let identity = Self::ensure(home, timing)?;
+        let _lock = Lock::take(&home.lock("state"), timing.state_lock)?;
+        let identity = Self { account: Some(account.to_owned()), ..Self::read(home)?.unwrap_or(identity) };
+        state::write_json(&home.home_file(), &identity)
     }
 
     pub fn read(home: &Home) -> Result<Option<Self>, StateError> {

@@ -6,7 +6,7 @@ mod placing;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::Keeper;
@@ -23,7 +23,9 @@ struct PodTask {
     next_call: Instant,
     backoff: Duration,
     /// How far the provider's clock is ahead of ours, from its last answer.
-    provider_ahead: jiff::SignedDuration,
+    provider_ahead: SignedDuration,
+    /// A pod that exists and that the disk didn't take: the only trace of it, so it is followed and ended from here.
+    unrecorded: Option<(Pod, Timestamp)>,
 }
 
 /// Goes on until the pod is proven gone or refused, or the keeper stops.
@@ -36,7 +38,8 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
         intent,
         next_call: Instant::now(),
         backoff,
-        provider_ahead: jiff::SignedDuration::ZERO,
+        provider_ahead: SignedDuration::ZERO,
+        unrecorded: None,
     };
     // A POST that was under way when the last keeper died has an outcome that nobody read.
     task.know(|record| {
@@ -62,7 +65,11 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
 }
 
 impl PodTask {
-    async fn step(&mut self, record: PodRecord) {
+    async fn step(&mut self, mut record: PodRecord) {
+        if let Some((pod, at)) = self.unrecorded.take() {
+            record.learn(&pod, at);
+            self.found(pod, at).await;
+        }
         let Some(provider) = self.keeper.provider() else {
             if record.known.problem.as_deref() != Some(NO_KEY) {
                 self.know(|record| record.known.problem = Some(NO_KEY.to_owned())).await;
@@ -95,11 +102,9 @@ impl PodTask {
     }
 
     fn reason_to_end(&self, record: &PodRecord) -> Option<&'static str> {
-        let now = Timestamp::now();
-        let deadline = record.expires_at();
         if record.wanted.state == WantedState::Gone {
             Some("terminated")
-        } else if now >= deadline || now + self.provider_ahead >= deadline {
+        } else if self.latest_clock() >= record.expires_at() {
             Some("its deadline passed")
         } else if record.known.ending_since.is_some() {
             // Decided before; endings aren't taken back.
@@ -107,6 +112,18 @@ impl PodTask {
         } else {
             None
         }
+    }
+
+    /// Our clock or the provider's, whichever is later: a deadline is never kept too late.
+    fn latest_clock(&self) -> Timestamp {
+        let now = Timestamp::now();
+        now.max(now.saturating_add(self.provider_ahead).unwrap_or(now))
+    }
+
+    /// Whether the provider may not show a pod yet that it has made, so that its absence proves nothing.
+    fn may_lag(&self, record: &PodRecord) -> bool {
+        let lag = SignedDuration::try_from(self.keeper.timing.provider_lag).unwrap_or(SignedDuration::ZERO);
+        record.known.posted_at.is_some_and(|at| Timestamp::now().duration_since(at) < lag)
     }
 
     fn may_call(&self) -> bool {
@@ -153,7 +170,8 @@ impl PodTask {
                 match provider.pods().await {
                     Ok(listed) => {
                         self.succeeded(&listed);
-                        if listed.value.iter().any(|pod| pod.id == id && pod.status != PodStatus::Terminated) {
+                        let there = listed.value.iter().any(|pod| pod.id == id && pod.status != PodStatus::Terminated);
+                        if there || self.may_lag(&record) {
                             self.back_off();
                         } else {
                             self.gone("it ended without us").await;

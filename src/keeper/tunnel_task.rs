@@ -13,7 +13,7 @@ use crate::comfy::{ComfyClient, ComfyError, ComfyTimeouts};
 use crate::errors::chain;
 use crate::fleet::PodRecord;
 use crate::provider::{ProviderError, SshAddress};
-use crate::ssh::{Cause, Forward, Tunnel};
+use crate::ssh::{Cause, Forward, KeyError, Tunnel};
 use crate::state::StateError;
 use crate::tunnel::{LocalPort, TunnelKnown, TunnelRecord, TunnelState};
 
@@ -21,6 +21,9 @@ use crate::tunnel::{LocalPort, TunnelKnown, TunnelRecord, TunnelState};
 const MOST_PORTS_TRIED: u16 = 100;
 /// A tunnel that was up for this long starts its back-off anew.
 const PROVEN_AFTER: Duration = Duration::from_secs(30);
+
+/// The ssh of a keeper that was killed may hold the port a moment longer than its keeper lived.
+const OWN_PORT_FREES_WITHIN: Duration = Duration::from_secs(10);
 
 struct TunnelTask {
     keeper: Arc<Keeper>,
@@ -30,6 +33,8 @@ struct TunnelTask {
     backoff: Duration,
     /// Ports that turned out to be in use, by this tunnel's attempts.
     taken: BTreeSet<u16>,
+    /// Since when the port that it had before is in use by somebody else.
+    own_port_busy_since: Option<Instant>,
 }
 
 /// Where a pod is reached now, and under which name its host key is pinned.
@@ -56,6 +61,7 @@ pub(super) async fn hold(keeper: Arc<Keeper>, name: String, intent: String) {
         next_attempt: Instant::now(),
         backoff,
         taken: BTreeSet::new(),
+        own_port_busy_since: None,
     };
     while !keeper.stop.is_cancelled() {
         match task.record() {
@@ -115,6 +121,7 @@ impl TunnelTask {
             Ok(None) => return,
             Err(cause) => return self.not_connected(cause, &record, local_port).await,
         };
+        self.own_port_busy_since = None;
         let reconnected = record.known.local_port.is_some();
         let pid = tunnel.pid;
         self.know(move |known| {
@@ -141,7 +148,10 @@ impl TunnelTask {
 
     /// Starts ssh and waits for its READY line; `None` when the tunnel isn't wanted any more.
     async fn connect(&self, forward: &Forward) -> Result<Option<Tunnel>, Cause> {
-        self.keeper.ssh.public_key().await.map_err(|error| Cause::NotStarted(error.to_string()))?;
+        self.keeper.ssh.public_key().await.map_err(|error| match error {
+            KeyError::NoKeygen => Cause::NoSsh,
+            error => Cause::NotStarted(chain(&error)),
+        })?;
         let mut tunnel = self.keeper.ssh.forward(forward)?;
         let pid = tunnel.pid;
         self.know(move |known| {
@@ -175,19 +185,20 @@ impl TunnelTask {
             Ok(client) => client,
             Err(error) => return Some(Cause::NotStarted(error.to_string())),
         };
+        tokio::select! {
+            cause = tunnel.ended() => Some(cause),
+            () = self.until_unwanted() => None,
+            why = self.until_moved(target) => Some(Cause::Lost(why.to_owned())),
+            () = self.check_on_and_on(&client) => None,
+        }
+    }
+
+    async fn check_on_and_on(&self, client: &ComfyClient) {
         loop {
-            let healthy = tokio::select! {
-                cause = tunnel.ended() => return Some(cause),
-                () = self.until_unwanted() => return None,
-                healthy = self.check(&client) => healthy,
-            };
+            let timing = &self.keeper.timing;
+            let healthy = self.check(client).await;
             let pause = if healthy { timing.health_poll_settled } else { timing.health_poll_waiting };
-            tokio::select! {
-                cause = tunnel.ended() => return Some(cause),
-                () = self.until_unwanted() => return None,
-                why = self.until_moved(target) => return Some(Cause::Lost(why.to_owned())),
-                () = tokio::time::sleep(pause) => {}
-            }
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -225,7 +236,12 @@ impl TunnelTask {
                 return;
             }
         }
-        if cause.is_terminal() {
+        let had_it = cause == Cause::PortInUse && record.known.local_port.is_some();
+        let waits_for_its_port = had_it && {
+            let since = *self.own_port_busy_since.get_or_insert_with(Instant::now);
+            since.elapsed() < OWN_PORT_FREES_WITHIN
+        };
+        if cause.is_terminal() && !waits_for_its_port {
             let text = match cause {
                 Cause::PortInUse => format!("port {local_port} on this machine is in use by another program"),
                 cause => cause.to_string(),
@@ -284,9 +300,8 @@ impl TunnelTask {
             Ok(pods) => pods,
             Err(error) => return Whereabouts::NotYet(chain(&error)),
         };
-        let target = |address: SshAddress, starts: u32| {
-            Whereabouts::At(Target { address, host_key_alias: format!("autopod-{id}-{starts}") })
-        };
+        let target =
+            |address: SshAddress, starts: u32| Whereabouts::At(Target { address, host_key_alias: alias(id, starts) });
         if let Some(pod) = pods.values().find(|pod| pod.known.pod_id.as_ref() == Some(id)) {
             return match (&pod.known.ssh, pod.is_open()) {
                 (_, false) => Whereabouts::Gone,
@@ -321,6 +336,9 @@ impl TunnelTask {
                 _ if !pod.is_open() => return "the pod is gone",
                 None => return "the pod has no address any more",
                 Some(address) if *address != target.address => return "the pod has a new address",
+                Some(_) if alias(&record.wanted.pod_id, pod.known.starts) != target.host_key_alias => {
+                    return "the pod was started anew";
+                }
                 Some(_) => {}
             }
         }
@@ -356,6 +374,11 @@ impl TunnelTask {
             tracing::error!(tunnel = self.name, error = %chain(&error), "what is known can't be written");
         }
     }
+}
+
+/// A pod has a new disk, and so a new host key, with each start; within one start the key is pinned.
+fn alias(pod_id: &str, starts: u32) -> String {
+    format!("autopod-{pod_id}-{starts}")
 }
 
 fn why_no_address(pod: &PodRecord) -> String {

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use crate::background::KeeperClient;
 use crate::config::{Config, Home};
 use crate::fleet::{Fleet, HomeIdentity, PodRecord};
-use crate::provider::GpuProvider;
+use crate::provider::{GpuProvider, PodStatus};
 use crate::timing::Timing;
 use crate::tunnel::Tunnels;
 
@@ -45,7 +45,7 @@ impl Services {
     /// The keeper, awake, for a call that changes something. Refused when the home belongs to another account: a
     /// foreign key proves nothing about the pods recorded here.
     pub async fn keeper_for_changes(&self) -> Result<(), ToolError> {
-        self.refuse_foreign_account()?;
+        self.refuse_foreign_account().await?;
         Ok(self.keeper.ensure_and_wake().await?)
     }
 
@@ -60,12 +60,16 @@ impl Services {
     }
 
     /// To be asked before a wish is written, so that none is left behind in a home that may not carry it out.
-    pub fn refuse_foreign_account(&self) -> Result<(), ToolError> {
+    pub async fn refuse_foreign_account(&self) -> Result<(), ToolError> {
         let Some(account) = self.keeper.account() else { return Ok(()) };
-        let something_open = self.fleet.read()?.values().any(PodRecord::is_open);
-        let bound = HomeIdentity::bind(&self.home, &self.timing, &account, something_open)?;
-        if bound {
+        let records = self.fleet.read()?;
+        let open: Vec<_> = records.values().filter(|record| record.is_open()).collect();
+        if HomeIdentity::bind(&self.home, &self.timing, &account, !open.is_empty())? {
             return Ok(());
+        }
+        if self.sees_one_of(&open).await {
+            tracing::info!("another key shows the pods recorded here, so it is the same account's");
+            return Ok(HomeIdentity::rebind(&self.home, &self.timing, &account)?);
         }
         Err(ToolError::refused(format!(
             "the pods recorded in {} belong to another API key or provider, so nothing is changed through this one",
@@ -73,6 +77,16 @@ impl Services {
         ))
         .hint("use the key that made them, or another AUTOPOD_HOME for this account")
         .billing(StillBilling::Possible))
+    }
+}
+
+impl Services {
+    /// Whether the key in hand shows one of these pods alive: then it is a new key of the account that made them.
+    async fn sees_one_of(&self, open: &[&PodRecord]) -> bool {
+        let Some(provider) = &self.provider else { return false };
+        let Ok(listed) = provider.pods().await else { return false };
+        let recorded = |id: &String| open.iter().any(|record| record.known.pod_id.as_ref() == Some(id));
+        listed.value.iter().any(|pod| pod.status != PodStatus::Terminated && recorded(&pod.id))
     }
 }
 

@@ -274,8 +274,12 @@ impl Tool for ListTunnels {
         let services = &context.services;
         let held = services.keeper.is_alive();
         let records = services.tunnels.read()?;
-        if !held && records.values().any(TunnelRecord::is_open) {
-            services.keeper_for_changes().await?;
+        if !held
+            && records.values().any(TunnelRecord::needs_keeper)
+            && let Err(error) = services.keeper_for_changes().await
+        {
+            // The rows say `not_held`, which is what was asked for.
+            tracing::warn!(%error, "the keeper can't be started");
         }
         let tunnels = records
             .into_values()

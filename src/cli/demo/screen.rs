@@ -68,7 +68,7 @@ impl Screen {
 
     pub(super) fn close(&self, story: &Story) {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["What ran", "Came of it", "Took"]);
+        table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["What ran", "What came of it", "Took"]);
         for (title, told, took) in &story.steps {
             table.add_row([(*title).to_owned(), told.clone(), seconds(*took)]);
         }
@@ -81,9 +81,9 @@ impl Screen {
         ]);
         self.say(&format!("\n{table}"));
         for picture in &story.pictures {
-            self.say(&format!("Picture: {picture}"));
+            self.say(&format!("Picture: {}", from_here(Path::new(picture))));
         }
-        self.say(&format!("Log:     {}", self.log_path.display()));
+        self.say(&format!("Log:     {}", from_here(&self.log_path)));
     }
 
     pub(super) fn kept(&self, home: &Path) {
@@ -135,6 +135,13 @@ impl Drop for Line {
 fn write_log(log: &Mutex<File>, text: &str) {
     let mut file = log.lock().unwrap_or_else(PoisonError::into_inner);
     let _ = writeln!(file, "{:.3} {text}", Timestamp::now());
+}
+
+/// Short where it can be.
+fn from_here(path: &Path) -> String {
+    let here = std::env::current_dir().ok().and_then(|here| here.canonicalize().ok());
+    let short = here.as_deref().and_then(|here| path.strip_prefix(here).ok());
+    short.unwrap_or(path).display().to_string()
 }
 
 fn shell_quoted(path: &Path) -> String {

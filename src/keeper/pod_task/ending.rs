@@ -1,6 +1,6 @@
 //! Ending a pod: DELETE until both the pod's own page and the list prove it gone.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::PodTask;
@@ -8,16 +8,24 @@ use super::placing::Search;
 use crate::errors::chain;
 use crate::fleet::{Phase, PodRecord};
 use crate::provider::{GpuProvider, PodStatus, ProviderError};
+use crate::tunnel::{TunnelRecord, TunnelState};
+
+/// A create without a clear answer whose pod the list has lacked for so long has made none.
+const TURNS_UP_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 
 impl PodTask {
     pub(super) async fn end(&mut self, provider: &dyn GpuProvider, record: PodRecord) {
         match (&record.known.pod_id, record.known.phase) {
-            (Some(id), _) => self.delete(provider, id.clone()).await,
+            (Some(id), _) => self.delete(provider, id.clone(), &record).await,
             // Nothing was ever sent.
             (None, Phase::Journaled) => self.gone("it was never created").await,
             (None, _) => {
                 // The POST may have made a pod: ended on sight, and paid for in our books until its deadline.
-                let late = Timestamp::now() >= record.expires_at();
+                let turns_up_until = record
+                    .known
+                    .posted_at
+                    .map_or(record.expires_at(), |posted| record.expires_at().max(posted + TURNS_UP_WITHIN));
+                let late = self.latest_clock() >= turns_up_until;
                 match self.search(provider, &record).await {
                     Search::Found => self.next_call = Instant::now(),
                     Search::NotListed if late => self.gone("it never turned up").await,
@@ -27,10 +35,15 @@ impl PodTask {
         }
     }
 
-    async fn delete(&mut self, provider: &dyn GpuProvider, id: String) {
+    async fn delete(&mut self, provider: &dyn GpuProvider, id: String, record: &PodRecord) {
         match provider.delete_pod(&id).await {
             Ok(answer) => {
                 self.succeeded(&answer);
+            }
+            Err(ProviderError::NotFound { .. }) if self.may_lag(record) => {
+                // Nothing was ended, so nothing that is missing afterwards would prove it.
+                self.call_again_in(self.keeper.timing.record_poll * 5);
+                return;
             }
             Err(ProviderError::NotFound { .. }) => {}
             Err(error) => {
@@ -46,8 +59,8 @@ impl PodTask {
     }
 
     /// Closes the record. What it cost is counted to this moment by the provider's clock.
-    pub(super) async fn gone(&self, cause: &'static str) {
-        let now = Timestamp::now() + self.provider_ahead;
+    pub(super) async fn gone(&mut self, cause: &'static str) {
+        let now = Timestamp::now().saturating_add(self.provider_ahead).unwrap_or(Timestamp::MAX);
         let closed = self
             .know(move |record| {
                 let known = &mut record.known;
@@ -67,8 +80,27 @@ impl PodTask {
                 }
             })
             .await;
-        if closed {
-            tracing::info!(pod = self.name, "proven gone");
+        if !closed {
+            // It is proven again when the disk takes it.
+            self.back_off();
+            return;
+        }
+        self.unrecorded = None;
+        tracing::info!(pod = self.name, "proven gone");
+        self.forget_failed_tunnels().await;
+    }
+}
+
+impl PodTask {
+    /// Those that failed for good have no task that would see the end of their pod.
+    async fn forget_failed_tunnels(&self) {
+        let Ok(Some(record)) = self.record() else { return };
+        let Some(id) = record.known.pod_id else { return };
+        let failed = move |_: &str, tunnel: &TunnelRecord| {
+            tunnel.wanted.pod_id == id && tunnel.known.state == TunnelState::Failed
+        };
+        if let Err(error) = self.keeper.tunnels.want_closed(failed).await {
+            tracing::error!(pod = self.name, error = %chain(&error), "its failed tunnels can't be forgotten");
         }
     }
 }

@@ -2,7 +2,6 @@
 //! unclear answer.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -60,32 +59,25 @@ impl PodTask {
         }
     }
 
-    /// Takes a pod that is there into the record, and doesn't rest until that is on disk: until then nobody else
-    /// would end it.
-    async fn found(&mut self, pod: Pod, now: Timestamp) {
+    /// Takes a pod that is there into the record. If the disk doesn't take it, it is kept in memory and tried again with
+    /// each step, and its deadline is kept all the same.
+    pub(super) async fn found(&mut self, pod: Pod, now: Timestamp) {
         let too_dear = pod.cost_per_hour > MOST_PRICE_PER_HOUR + 0.005;
-        loop {
-            let pod = pod.clone();
-            let written = self
-                .keeper
-                .fleet
-                .know(&self.name, &self.intent, move |record| {
-                    record.learn(&pod, now);
-                    record.known.problem = None;
-                    if too_dear {
-                        record.known.ending_since = Some(Timestamp::now());
-                        record.known.ending_cause = Some(format!(
-                            "it costs ${:.2}/h, more than the cap of ${MOST_PRICE_PER_HOUR:.2}/h",
-                            pod.cost_per_hour
-                        ));
-                    }
-                })
-                .await;
-            match written {
-                Ok(_) => return,
-                Err(error) => tracing::error!(error = %chain(&error), "a new pod can't be recorded; trying again"),
+        let learnt = pod.clone();
+        let change = move |record: &mut PodRecord| {
+            record.learn(&learnt, now);
+            record.known.problem = None;
+            if too_dear {
+                record.known.ending_since = Some(Timestamp::now());
+                record.known.ending_cause = Some(format!(
+                    "it costs ${:.2}/h, more than the cap of ${MOST_PRICE_PER_HOUR:.2}/h",
+                    learnt.cost_per_hour
+                ));
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
+        if let Err(error) = self.keeper.fleet.know(&self.name, &self.intent, change).await {
+            tracing::error!(pod = pod.id, error = %chain(&error), "a new pod can't be recorded; trying again");
+            self.unrecorded = Some((pod, now));
         }
     }
 

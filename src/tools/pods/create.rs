@@ -135,7 +135,7 @@ impl Tool for CreatePodWithVolume {
         check_name(&name)?;
         // Without a key and without a keeper nothing may be promised.
         services.provider()?;
-        services.refuse_foreign_account()?;
+        services.refuse_foreign_account().await?;
         let lifetime = SignedDuration::from_mins(i64::from(
             input.lifetime_minutes.unwrap_or(DEFAULT_LIFETIME_MINUTES).min(MOST_LIFETIME_MINUTES),
         ));
@@ -144,7 +144,13 @@ impl Tool for CreatePodWithVolume {
         let (created, record) = match services.fleet.ensure(&name, fresh).await? {
             Ensured::New(record) => (true, record),
             Ensured::Joined(record) => (false, record),
-            refused => return Err(not_ensured(&name, refused)),
+            refused => {
+                // An ending that nobody carries out would refuse every create to come.
+                if let (Ensured::BeingTerminated(_), Err(error)) = (&refused, services.keeper_for_changes().await) {
+                    tracing::warn!(%error, "the keeper can't be started");
+                }
+                return Err(not_ensured(&name, refused));
+            }
         };
         services.keeper_for_changes().await.map_err(|error| after_the_wish(error, &name))?;
         watch(&waiting, context, &name, created, &record.intent).await
@@ -326,10 +332,14 @@ async fn watch(
             waiting.tell(&step);
             told = step;
         }
-        if output.done || !waiting.again().await {
-            if !output.done && known.phase == Phase::Journaled && !services.keeper.is_alive() {
-                services.keeper_for_changes().await.map_err(|error| after_the_wish(error, name))?;
-            }
+        if output.done {
+            return Ok(output);
+        }
+        // Without a keeper nobody places the pod, and later nobody would end it.
+        if !services.keeper.is_alive() {
+            services.keeper_for_changes().await.map_err(|error| after_the_wish(error, name))?;
+        }
+        if !waiting.again().await {
             return Ok(output);
         }
     }

@@ -82,7 +82,7 @@ impl Tool for ListPods {
         let tunnels: Vec<_> = services.tunnels.read()?.into_values().collect();
         let identity = HomeIdentity::read(&services.home)?;
         let pods: Vec<_> = found.iter().map(|found| row(found, &tunnels, identity.as_ref())).collect();
-        heal(services).await;
+        heal(services, &found, identity.as_ref()).await;
         let (source, warning) = match services.provider {
             Some(_) => (Source::Provider, None),
             None => (Source::Records, Some(unverified(services))),
@@ -144,8 +144,17 @@ fn unverified(services: &Services) -> String {
 }
 
 /// Whoever looks and sees a pod of ours without its keeper starts it again, for nobody else keeps the deadline.
-async fn heal(services: &Services) {
-    if let Err(error) = services.revive_keeper().await {
+async fn heal(services: &Services, found: &[Found], identity: Option<&HomeIdentity>) {
+    let unrecorded = |found: &Found| {
+        found.record.is_none() && found.pod.as_ref().is_some_and(|pod| owner_of(pod, identity) == Owner::Ours)
+    };
+    let healed = if found.iter().any(unrecorded) && !services.keeper.is_alive() {
+        // The keeper takes such pods back when it starts.
+        services.keeper_for_changes().await
+    } else {
+        services.revive_keeper().await
+    };
+    if let Err(error) = healed {
         tracing::warn!(%error, "the keeper can't be started");
     }
 }
@@ -246,9 +255,9 @@ impl Tool for GetPod {
                 Err(error) => return Err(while_a_pod_runs(error)),
             }
         }
-        heal(services).await;
-        let tunnels: Vec<_> = services.tunnels.read()?.into_values().collect();
         let identity = HomeIdentity::read(&services.home)?;
+        heal(services, std::slice::from_ref(&found), identity.as_ref()).await;
+        let tunnels: Vec<_> = services.tunnels.read()?.into_values().collect();
         let tunnel = tunnels.iter().find(|tunnel| {
             Some(tunnel.wanted.pod_id.as_str()) == found.pod_id() && tunnel.wanted.remote_port == COMFY_PORT
         });

@@ -3,6 +3,7 @@
 use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
 
 use super::{Found, Owner, cents, cost_now, find, owner_of};
 use crate::fleet::{HomeIdentity, Phase, PodRecord, WantedState, new_intent};
@@ -77,17 +78,20 @@ impl Tool for TerminatePod {
             _ => error,
         })?;
         services.provider().map_err(|error| error.billing(StillBilling::Possible))?;
-        services.refuse_foreign_account()?;
+        services.refuse_foreign_account().await?;
         refuse_foreign(services, &found, input.allow_unmanaged)?;
         let (name, written) = wish_gone(services, &found).await;
         let tunnels = want_tunnels_closed(services, &name, found.pod_id()).await;
-        let keeper = services.keeper_for_changes().await;
-        let keeper_works = written.is_ok() && keeper.is_ok();
+        // A keeper that hangs takes longer to be replaced than a pod may wait for its end, so this goes on beside it.
+        let waking = tokio::spawn({
+            let services = services.clone();
+            async move { services.keeper_for_changes().await }
+        });
         let warning = written.as_ref().err().map(|error| format!("the record could not be written: {}", error.message));
         let intent = written.ok();
         let outcome = match &intent {
-            Some(intent) if keeper_works => by_keeper(&waiting, services, &name, intent).await?,
-            _ => Outcome::NotTaken,
+            Some(intent) => by_keeper(&waiting, services, &name, intent, &waking).await,
+            None => Outcome::NotTaken,
         };
         let record =
             intent.and_then(|intent| services.fleet.get(&name).ok().flatten().filter(|record| record.intent == intent));
@@ -95,12 +99,16 @@ impl Tool for TerminatePod {
             Outcome::Gone => true,
             Outcome::TimeIsUp => false,
             Outcome::NotTaken => {
-                match found.pod_id().map(str::to_owned).or_else(|| record.as_ref()?.known.pod_id.clone()) {
+                let id = found.pod_id().map(str::to_owned).or_else(|| record.as_ref()?.known.pod_id.clone());
+                match id.or(id_by_cloud_name(services, &found).await) {
                     Some(id) => ourselves(&waiting, services, &id).await?,
                     None => false,
                 }
             }
         };
+        if let Ok(Err(error)) = waking.await {
+            tracing::warn!(%error, "the keeper can't be started");
+        }
         let tunnels_stopped = count_stopped(&waiting, services, &tunnels).await;
         Ok(describe(&name, &found, record.as_ref(), gone, tunnels_stopped, warning))
     }
@@ -157,8 +165,10 @@ async fn wish_gone(services: &Services, found: &Found) -> (String, Result<String
         let mut record = PodRecord::of_existing(pod, new_intent(), SignedDuration::ZERO);
         record.wanted.state = WantedState::Gone;
         let intent = record.intent.clone();
-        services.fleet.adopt(&found.name, record).await?;
-        Ok(intent)
+        match services.fleet.adopt(&found.name, record).await? {
+            true => Ok(intent),
+            false => Err(ToolError::failed("another record of this pod was written at the same moment")),
+        }
     };
     (found.name.clone(), written.await)
 }
@@ -170,22 +180,39 @@ enum Outcome {
     NotTaken,
 }
 
-async fn by_keeper(waiting: &Waiting<'_>, services: &Services, name: &str, intent: &str) -> Result<Outcome, ToolError> {
+async fn by_keeper(
+    waiting: &Waiting<'_>,
+    services: &Services,
+    name: &str,
+    intent: &str,
+    waking: &JoinHandle<Result<(), ToolError>>,
+) -> Outcome {
     waiting.tell("the keeper to end it");
     loop {
-        let Ok(record) = services.fleet.get(name) else { return Ok(Outcome::NotTaken) };
-        let Some(record) = record.filter(|record| record.intent == intent) else { return Ok(Outcome::Gone) };
+        let Ok(record) = services.fleet.get(name) else { return Outcome::NotTaken };
+        // A record that has left the file proves nothing about its pod.
+        let Some(record) = record.filter(|record| record.intent == intent) else { return Outcome::NotTaken };
         if !record.is_open() {
-            return Ok(Outcome::Gone);
+            return Outcome::Gone;
         }
-        let waited = waiting.elapsed() >= services.timing.keeper_takes_ending;
-        if record.known.ending_since.is_none() && waited && record.known.pod_id.is_some() {
-            return Ok(Outcome::NotTaken);
+        let taken = record.known.ending_since.is_some() && (services.keeper.is_alive() || !waking.is_finished());
+        // One that has taken it may hang or lack a key that works; what it does may be done twice without harm.
+        let patience = services.timing.keeper_takes_ending * if taken { 3 } else { 1 };
+        let no_keeper = waking.is_finished() && !services.keeper.is_alive();
+        if record.known.pod_id.is_some() && (waiting.elapsed() >= patience || no_keeper) {
+            return Outcome::NotTaken;
         }
         if !waiting.again().await {
-            return Ok(Outcome::TimeIsUp);
+            return Outcome::TimeIsUp;
         }
     }
+}
+
+/// The pod that a create made whose answer never got into the record.
+async fn id_by_cloud_name(services: &Services, found: &Found) -> Option<String> {
+    let name = found.record.as_ref()?.cloud_name(&found.name);
+    let listed = services.provider.as_ref()?.pods().await.ok()?.value;
+    listed.into_iter().find(|pod| pod.name == name && pod.status != PodStatus::Terminated).map(|pod| pod.id)
 }
 
 /// DELETE is idempotent, so it does no harm that the keeper may do the same.
