@@ -16,4 +16,5 @@ mod readme;
 mod runpod_provider;
 mod sandbox_container;
 mod sandbox_world;
+mod secrets;
 mod support;
