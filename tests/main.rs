@@ -9,6 +9,7 @@ mod faces_json_rpc;
 mod faces_mcp;
 mod faces_registry;
 mod faces_support;
+mod hostile;
 mod imports;
 mod keeper_create;
 mod keeper_support;
