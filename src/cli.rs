@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
     match run(environment, &matches) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            output::complain(&format!("error: {error}"));
+            output::complain(&render::clean(&format!("error: {error}")));
             ExitCode::from(error.kind.exit_code())
         }
     }

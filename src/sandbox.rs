@@ -27,7 +27,7 @@ mod world;
 use std::fmt;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,9 +35,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use jiff::fmt::rfc2822::DateTimePrinter;
 use serde_json::json;
@@ -101,12 +101,13 @@ pub async fn start(options: SandboxOptions) -> Result<Sandbox, SandboxError> {
     prepare_folder(&folder).map_err(folder_error(&folder))?;
     let listen_error = |source| SandboxError::Listen { address: options.listen, source };
     let listener = TcpListener::bind(options.listen).await.map_err(listen_error)?;
-    let url = format!("http://{}", listener.local_addr().map_err(listen_error)?);
+    let address = listener.local_addr().map_err(listen_error)?;
+    let url = format!("http://{address}");
 
     let world = Arc::new(World::new(folder.clone(), options.clock, options.comfyui));
     let key_file = folder.join("world.key");
     write_private(&folder, &key_file, &format!("{}\n", world.key)).map_err(folder_error(&key_file))?;
-    let server = serve(listener, Arc::clone(&world));
+    let server = serve(listener, address.port(), Arc::clone(&world));
     let description = folder.join("sandbox.json");
     let about = json!({
         "url": url, "pid": std::process::id(), "key_file": key_file, "started_at": jiff::Timestamp::now()
@@ -210,7 +211,7 @@ async fn end(world: &World, mut server: JoinHandle<()>, files: &[PathBuf]) {
     }
 }
 
-fn serve(listener: TcpListener, world: Arc<World>) -> JoinHandle<()> {
+fn serve(listener: TcpListener, port: u16, world: Arc<World>) -> JoinHandle<()> {
     let routes = Router::new()
         .route("/v2", any(runpod_api::handle))
         .route("/v2/{*rest}", any(runpod_api::handle))
@@ -219,6 +220,7 @@ fn serve(listener: TcpListener, world: Arc<World>) -> JoinHandle<()> {
         .route("/_proxy/{target}/{*rest}", any(http_proxy::handle))
         .merge(control_api::routes())
         .fallback(unknown_route)
+        .layer(middleware::from_fn_with_state(port, refuse_strangers))
         .layer(middleware::from_fn_with_state(Arc::clone(&world), stamp))
         .with_state(Arc::clone(&world));
     let stopping = world.stopping.clone();
@@ -231,6 +233,29 @@ fn serve(listener: TcpListener, world: Arc<World>) -> JoinHandle<()> {
             tracing::error!(%error, "the sandbox's server failed");
         }
     })
+}
+
+/// A port of this machine is open to every page in its browser: one on another site may send requests here and, by
+/// DNS rebinding, read the answers. So only requests to this machine's own address are answered, and none that
+/// another site's page makes.
+async fn refuse_strangers(State(port): State<u16>, request: Request, next: Next) -> Response {
+    if is_for_us(request.headers(), port) {
+        return next.run(request).await;
+    }
+    Problem::new(403, "the sandbox answers only requests to this machine's own address").into_response()
+}
+
+fn is_for_us(headers: &HeaderMap, port: u16) -> bool {
+    let ours = |authority: &str| {
+        authority.rsplit_once(':').is_some_and(|(host, given)| {
+            let literal = host.trim_start_matches('[').trim_end_matches(']');
+            let is_loopback = literal.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+            (is_loopback || host == "localhost") && given.parse() == Ok(port)
+        })
+    };
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let origin_is_ours = text(header::ORIGIN).is_none_or(|origin| origin.strip_prefix("http://").is_some_and(ours));
+    text(header::HOST).is_some_and(ours) && origin_is_ours
 }
 
 /// Notes who keeps the world awake, and puts the world's clock on every answer.

@@ -33,6 +33,8 @@ pub struct Timing {
     pub provider_lag: Duration,
     /// How long a lock over the records may be waited for.
     pub state_lock: Duration,
+    /// How long any call of a tool may take: the longest wait a caller can ask for, and a last look after it.
+    pub call_limit: Duration,
 }
 
 impl Default for Timing {
@@ -55,6 +57,7 @@ impl Default for Timing {
             http_create: Duration::from_secs(40),
             provider_lag: Duration::from_secs(60),
             state_lock: Duration::from_secs(10),
+            call_limit: Duration::from_secs(WAIT_MOST_SECONDS + 3),
         }
     }
 }

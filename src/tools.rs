@@ -13,6 +13,7 @@ mod volumes;
 mod waiting;
 
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -20,6 +21,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use crate::errors::harmless;
 
 pub use context::Context;
 pub use error::{ErrorKind, StillBilling, ToolError};
@@ -43,6 +47,9 @@ pub trait Tool {
     const EFFECT: Effect;
     /// Arguments that decode, as JSON; shown in help, checked by a test.
     const EXAMPLE: &'static str;
+    /// Whether a call whose process ends with the answer may take longer than any other, because its work can't be
+    /// left to anyone else.
+    const MAY_OUTLAST_LIMIT: bool = false;
     type Input: DeserializeOwned + JsonSchema + Send;
     type Output: Serialize + JsonSchema + Send;
 
@@ -60,6 +67,7 @@ pub struct ToolDef {
     pub description: &'static str,
     pub effect: Effect,
     pub example: &'static str,
+    pub may_outlast_limit: bool,
     pub input_schema: fn() -> Value,
     pub output_schema: fn() -> Value,
     run: for<'a> fn(&'a Context, Value) -> BoxFuture<'a, Result<Answer, ToolError>>,
@@ -102,23 +110,61 @@ pub fn known(name: &str) -> Result<&'static ToolDef, ToolError> {
     })
 }
 
-/// Decodes, checks, runs, catches panics. `arguments` may be null for none.
+/// Decodes, checks, runs, catches panics, keeps the time limit. `arguments` may be null for none.
 pub async fn call(context: &Context, name: &str, arguments: Value) -> Result<Answer, ToolError> {
     let tool = known(name)?;
     let arguments = if arguments.is_null() { Value::Object(Default::default()) } else { arguments };
     let started = std::time::Instant::now();
-    let result = AssertUnwindSafe((tool.run)(context, arguments)).catch_unwind().await.unwrap_or_else(|panic| {
+    let result = within_limit(context, tool, arguments).await;
+    tracing::info!(tool = name, ok = result.is_ok(), elapsed_ms = started.elapsed().as_millis() as u64, "call");
+    match result {
+        Ok(Answer { value, text }) => Ok(Answer { value, text: harmless(&text) }),
+        Err(error) => Err(error.of_tool(name).harmless()),
+    }
+}
+
+/// Each step of a tool has its own time-out, but several slow ones add up. A change that is cut off in the middle is
+/// worse than a late one, so it goes on while its caller is answered; what only reads is stopped.
+async fn within_limit(context: &Context, tool: &'static ToolDef, arguments: Value) -> Result<Answer, ToolError> {
+    let limit = context.services.timing.call_limit;
+    if tool.may_outlast_limit && context.after_answer.is_none() {
+        return guarded(context, tool, arguments).await;
+    }
+    let context = context.clone();
+    let mut task = tokio::spawn(async move { guarded(&context, tool, arguments).await });
+    match tokio::time::timeout(limit, &mut task).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(error)) => Err(ToolError::new(ErrorKind::Internal, format!("the call was stopped: {error}"))),
+        Err(_) => Err(out_of_time(tool, limit, &task)),
+    }
+}
+
+fn out_of_time(tool: &ToolDef, limit: Duration, task: &JoinHandle<Result<Answer, ToolError>>) -> ToolError {
+    if tool.effect == Effect::Reads {
+        task.abort();
+        return ToolError::new(
+            ErrorKind::Network,
+            format!("there was no answer within {limit:?}; nothing was changed"),
+        )
+        .hint("the provider or the pod is slow to answer: call again in a moment");
+    }
+    ToolError::new(ErrorKind::UnknownOutcome, format!("it was not done within {limit:?}; what was begun goes on"))
+        .hint("the provider or the pod is slow to answer: see list_pods, then make the same call again")
+        .retryable(true)
+        .billing(StillBilling::Possible)
+}
+
+async fn guarded(context: &Context, tool: &ToolDef, arguments: Value) -> Result<Answer, ToolError> {
+    AssertUnwindSafe((tool.run)(context, arguments)).catch_unwind().await.unwrap_or_else(|panic| {
         let what = panic
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("no message");
-        tracing::error!(tool = name, panic = what, "a tool panicked");
+        tracing::error!(tool = tool.name, panic = what, "a tool panicked");
         Err(ToolError::new(ErrorKind::Internal, format!("a defect in this program stopped the call ({what})"))
             .hint("see what there is with list_pods; please report this"))
-    });
-    tracing::info!(tool = name, ok = result.is_ok(), elapsed_ms = started.elapsed().as_millis() as u64, "call");
-    result.map_err(|error| error.of_tool(name))
+    })
 }
 
 impl ToolDef {
@@ -129,6 +175,7 @@ impl ToolDef {
             description: T::DESCRIPTION,
             effect: T::EFFECT,
             example: T::EXAMPLE,
+            may_outlast_limit: T::MAY_OUTLAST_LIMIT,
             input_schema: schema::input::<T::Input>,
             output_schema: schema::output::<T::Output>,
             run: |context, arguments| {

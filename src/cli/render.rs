@@ -5,6 +5,8 @@
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
+pub use crate::errors::harmless as clean;
+
 /// One column of a table: its title, and its cell of an item.
 pub struct Column {
     title: &'static str,
@@ -49,11 +51,6 @@ pub fn text(value: &Value) -> String {
 /// USD with cents.
 pub fn usd(value: &Value) -> String {
     value.as_f64().map_or_else(|| "-".to_owned(), |amount| format!("${amount:.2}"))
-}
-
-/// Without control characters, except the newline that a table wraps at.
-pub fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::background::KeeperClient;
 use crate::config::{Config, Home};
+use crate::errors::harmless;
 use crate::fleet::{Fleet, HomeIdentity, PodRecord};
 use crate::provider::{GpuProvider, PodStatus};
 use crate::timing::Timing;
@@ -130,6 +131,6 @@ impl Progress {
     }
 
     pub fn tell(&self, message: impl Into<String>, value: f64, total: Option<f64>) {
-        (self.0)(ProgressUpdate { message: message.into(), value, total });
+        (self.0)(ProgressUpdate { message: harmless(&message.into()), value, total });
     }
 }

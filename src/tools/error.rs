@@ -3,9 +3,12 @@
 use serde::Serialize;
 
 use crate::background::KeeperError;
-use crate::errors::chain;
+use crate::errors::{chain, harmless};
 use crate::provider::ProviderError;
 use crate::state::StateError;
+
+/// The longest message or hint.
+const MOST_CHARS: usize = 6000;
 
 /// Picks the exit code, the JSON-RPC code and the wording.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -118,6 +121,13 @@ impl ToolError {
         self
     }
 
+    /// Messages and hints quote arguments and names from outside, which may be of any length and hold anything.
+    pub(super) fn harmless(mut self) -> Self {
+        self.message = bounded(&harmless(&self.message));
+        self.hint = self.hint.map(|hint| bounded(&harmless(&hint)));
+        self
+    }
+
     /// The tool's name goes before the message, once, where the error leaves the registry.
     pub(super) fn of_tool(mut self, tool: &str) -> Self {
         let prefix = format!("{tool}: ");
@@ -125,6 +135,14 @@ impl ToolError {
             self.message.insert_str(0, &prefix);
         }
         self
+    }
+}
+
+/// An assistant has to read it all.
+fn bounded(text: &str) -> String {
+    match text.char_indices().nth(MOST_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

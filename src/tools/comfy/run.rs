@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tokio::io::AsyncReadExt;
 use uuid::Uuid;
 
 use super::follow::{RunOutput, work};
@@ -68,6 +69,8 @@ impl Tool for ComfyRun {
         and saves all outputs on this machine.";
     const EFFECT: Effect = Effect::Creates;
     const EXAMPLE: &'static str = r#"{"workflow_path": "/home/me/workflow_api.json", "pod": "comfy"}"#;
+    /// Nobody else can upload and submit.
+    const MAY_OUTLAST_LIMIT: bool = true;
     type Input = RunInput;
     type Output = RunOutput;
 
@@ -76,7 +79,7 @@ impl Tool for ComfyRun {
         let quiet = without_seconds(context);
         let waiting = Waiting::new(&quiet, input.wait_seconds);
         let workflow = workflow(input.workflow, input.workflow_path.as_deref()).await?;
-        let inputs = local_files(&workflow, input.inputs)?;
+        let inputs = local_files(&workflow, input.inputs).await?;
         let output_dir = input.output_dir.as_deref().map(|path| absolute("output_dir", path)).transpose()?;
         if let Some(path) = output_dir.as_deref().filter(|path| path.exists() && !path.is_dir()) {
             return Err(ToolError::invalid("output_dir", format!("{} is not a folder", path.display())));
@@ -128,7 +131,13 @@ async fn read_workflow(path: &Path) -> Result<Value, ToolError> {
     if about.len() > MOST_WORKFLOW_BYTES {
         return Err(invalid(format!("{} bytes are too many for a workflow", about.len())));
     }
-    let bytes = tokio::fs::read(path).await.map_err(|error| invalid(error.to_string()))?;
+    // Its length says nothing of a file that grows, or of one that the system makes up as it is read.
+    let mut bytes = Vec::new();
+    let file = tokio::fs::File::open(path).await.map_err(|error| invalid(error.to_string()))?;
+    file.take(MOST_WORKFLOW_BYTES + 1).read_to_end(&mut bytes).await.map_err(|error| invalid(error.to_string()))?;
+    if bytes.len() as u64 > MOST_WORKFLOW_BYTES {
+        return Err(invalid(format!("over {MOST_WORKFLOW_BYTES} bytes are too many for a workflow")));
+    }
     serde_json::from_slice(&bytes).map_err(|error| {
         let png = bytes.starts_with(b"\x89PNG");
         invalid(if png { "a picture, not a workflow in JSON".to_owned() } else { format!("not JSON: {error}") })
@@ -136,16 +145,18 @@ async fn read_workflow(path: &Path) -> Result<Value, ToolError> {
 }
 
 /// Checked before anything is sent: every file is there, and every file has its place.
-fn local_files(workflow: &Workflow, inputs: Vec<InputFile>) -> Result<Vec<JobInput>, ToolError> {
+async fn local_files(workflow: &Workflow, inputs: Vec<InputFile>) -> Result<Vec<JobInput>, ToolError> {
     let mut files = Vec::new();
     for (index, input) in inputs.into_iter().enumerate() {
         let field = format!("inputs[{index}].path");
         let path = absolute(&field, &input.path)?;
         let invalid = |what: &dyn std::fmt::Display| ToolError::invalid(&field, format!("{}: {what}", path.display()));
-        let file = std::fs::File::open(&path).map_err(|error| invalid(&error))?;
-        if !file.metadata().is_ok_and(|about| about.is_file()) {
+        // Asked before it is opened: opening a pipe waits until somebody writes to it.
+        let about = tokio::fs::metadata(&path).await.map_err(|error| invalid(&error))?;
+        if !about.is_file() {
             return Err(invalid(&"not a file"));
         }
+        tokio::fs::File::open(&path).await.map_err(|error| invalid(&error))?;
         files.push(JobInput { selector: input.node.unwrap_or_default(), path, uploaded: None });
     }
     workflow
