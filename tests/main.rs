@@ -2,6 +2,7 @@
 
 mod comfy_client;
 mod keeper_create;
+mod keeper_ending;
 mod keeper_support;
 mod runpod_provider;
 mod sandbox_container;
