@@ -155,7 +155,11 @@ impl House {
     }
 
     pub fn keeper(&self) -> KeeperClient {
-        let key = Some(SecretString::from(self.sandbox.key().to_owned()));
+        self.keeper_with(self.sandbox.key())
+    }
+
+    pub fn keeper_with(&self, key: &str) -> KeeperClient {
+        let key = Some(SecretString::from(key.to_owned()));
         KeeperClient::new(&self.home(), &Timing::quick(), Some(self.launcher()), key, &self.origin(), false)
     }
 
@@ -208,6 +212,13 @@ impl House {
     pub async fn create(&self, name: &str) -> String {
         let made = self.ok("create_pod_with_volume", json!({ "name": name, "wait_seconds": 45 })).await;
         made["pod_id"].as_str().unwrap_or_else(|| panic!("no id: {made}")).to_owned()
+    }
+
+    /// A healthy tunnel on some free port of this machine.
+    pub async fn tunnel(&self, pod: &str) -> u16 {
+        let open = self.ok("start_tunnel", json!({ "pod": pod, "local_port": 0, "wait_seconds": 45 })).await;
+        assert_eq!(open["done"], true, "{open}");
+        u16::try_from(open["local_port"].as_u64().expect("a port")).expect("a port")
     }
 
     /// A wish as the create tool writes it, with a lifetime that no argument could ask for.

@@ -3,7 +3,9 @@
 mod comfy_client;
 mod keeper_create;
 mod keeper_ending;
+mod keeper_kills;
 mod keeper_support;
+mod keeper_tunnels;
 mod runpod_provider;
 mod sandbox_container;
 mod sandbox_world;
