@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
@@ -264,6 +265,35 @@ async fn keep_lines(stderr: impl AsyncRead + Unpin, kept: Arc<Mutex<Vec<String>>
         }
         kept.push(line);
     }
+}
+
+/// Ends an ssh whose keeper was killed. It ends with its stdin, but not as long as somebody has a connection open
+/// through it, and until then it holds the port. `false` when it could not be ended.
+pub async fn end_leftover(pid: u32, pod_id: &str) -> bool {
+    // Process ids are given to others again: only what is still an ssh to this pod is ended.
+    let mark = format!("HostKeyAlias=autopod-{pod_id}-");
+    let lives = || command_line(pid).is_some_and(|line| line.contains(&mark));
+    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return true };
+    for _ in 0..100 {
+        if !lives() {
+            return true;
+        }
+        let _ = rustix::process::kill_process(process, Signal::KILL);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    false
+}
+
+#[cfg(target_os = "linux")]
+fn command_line(pid: u32) -> Option<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(String::from_utf8_lossy(&line).replace('\0', " "))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn command_line(pid: u32) -> Option<String> {
+    let output = std::process::Command::new("ps").args(["-ww", "-o", "args=", "-p", &pid.to_string()]).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// ssh exits with 255 for network, authentication and bind alike; only its messages tell them apart.

@@ -45,7 +45,8 @@ async fn a_deadline_missed_by_a_dead_keeper_is_kept_by_the_next() {
     house.keeper().ensure_and_wake().await.expect("a keeper");
     until("the pod", async || house.alive().await.pop()).await;
     until("its record", async || house.fleet().get("missed").ok()??.known.pod_id).await;
-    for pid in house.processes().guards.into_iter().chain(house.processes().workers) {
+    let found = house.processes();
+    for pid in found.workers.into_iter().chain(found.guards) {
         kill(pid);
     }
     let expires_at = house.fleet().get("missed").expect("records").expect("a record").expires_at();

@@ -1,7 +1,10 @@
 //! kill -9 of everything that holds pods and tunnels: they come back by themselves, or with the next command.
 
 use autopod_mcp::fleet::PodRecord;
+use autopod_mcp::tunnel::TunnelState;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::keeper_support::{House, kill, until};
 
@@ -27,7 +30,9 @@ impl Held {
         until(&format!("the tunnel after {after}"), async || self.house.stats_through(self.port).await).await;
         until(&format!("one of each after {after}"), async || {
             let found = self.house.processes();
-            ((found.guards.len(), found.workers.len(), found.ssh.len()) == (1, 1, 1)).then_some(())
+            let tunnel = self.house.tunnels().get("held:8188").ok()??.known;
+            let healthy = tunnel.state == TunnelState::Healthy && found.ssh == Vec::from_iter(tunnel.ssh_pid);
+            (found.guards.len() == 1 && found.workers.len() == 1 && healthy).then_some(())
         })
         .await;
         let record = self.house.fleet().get("held").expect("records").expect("a record");
@@ -61,6 +66,22 @@ async fn a_killed_worker_or_guard_comes_back_by_itself() {
     held.house.end().await;
 }
 
+/// An ssh that somebody is connected through outlives its stdin, and would hold the port.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_connection_does_not_keep_the_port_from_the_next_ssh() {
+    let held = Held::new().await;
+    let mut connected = TcpStream::connect(("127.0.0.1", held.port)).await.expect("a connection");
+    connected.write_all(b"GET /system_stats HTTP/1.1\r\nHost: pod\r\n\r\n").await.expect("a written request");
+    assert!(connected.read(&mut [0; 16]).await.expect("an answer") > 0);
+    let ssh = held.house.processes().ssh;
+    let worker = held.house.until_worker().await;
+    kill(worker);
+    until("another worker", async || held.house.worker().filter(|now| *now != worker)).await;
+    held.is_whole("the worker was killed with a connection open").await;
+    assert_ne!(held.house.processes().ssh, ssh);
+    held.house.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_guard_and_worker_killed_the_next_command_heals() {
     let held = Held::new().await;
@@ -72,7 +93,8 @@ async fn with_guard_and_worker_killed_the_next_command_heals() {
         ("create_pod_with_volume", json!({ "name": "held" })),
     ] {
         let found = held.house.processes();
-        for pid in found.guards.into_iter().chain(found.workers) {
+        // The worker first: one whose guard has died starts another at once, a guard pauses before it does.
+        for pid in found.workers.into_iter().chain(found.guards) {
             kill(pid);
         }
         until("the end of ssh, which dies with its holder", async || {

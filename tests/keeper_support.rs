@@ -65,7 +65,9 @@ pub fn http() -> reqwest::Client {
         // Fails only if another test was first, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    reqwest::Client::builder().tls_certs_only([]).user_agent("autopod-test").no_proxy().build().expect("a client")
+    // An idle connection through a tunnel would keep its ssh from ending.
+    let client = reqwest::Client::builder().tls_certs_only([]).pool_max_idle_per_host(0);
+    client.user_agent("autopod-test").no_proxy().build().expect("a client")
 }
 
 /// Looks until there is something, or fails telling what was waited for.
@@ -78,6 +80,12 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
         assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
+}
+
+/// A count that is to be read, past the test harness.
+pub fn tell(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 pub fn kill(pid: u32) {
@@ -327,6 +335,10 @@ impl House {
         std::fs::read_to_string(self.home.join("logs/keeper.log")).unwrap_or_default()
     }
 
+    pub fn keeper_log_is_about(&self, text: &str) -> bool {
+        self.keeper_log().contains(text)
+    }
+
     /// What the tunnel's far end answers to `/system_stats`, if it does.
     pub async fn stats_through(&self, port: u16) -> Option<Value> {
         let url = format!("http://127.0.0.1:{port}/system_stats");
@@ -371,8 +383,11 @@ impl Drop for House {
                 let _ = writeln!(std::io::stderr(), "keeper: {line}");
             }
             for name in ["pods.json", "tunnels.json"] {
-                let text = std::fs::read_to_string(self.home.join(name)).unwrap_or_default();
-                let _ = writeln!(std::io::stderr(), "{name}: {text}");
+                let bytes = std::fs::read(self.home.join(name)).unwrap_or_default();
+                let records: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+                for (entry, record) in records["entries"].as_object().into_iter().flatten() {
+                    let _ = writeln!(std::io::stderr(), "{name}: {entry}: {}", record["known"]);
+                }
             }
         }
         if let Some(hurry) = &self.hurry {

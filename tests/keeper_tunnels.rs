@@ -58,7 +58,11 @@ async fn follows(action: &str) {
     until(&format!("the tunnel after {action}"), async || house.stats_through(port).await).await;
     let after = house.fleet().get("moving").expect("records").expect("a record").known;
     assert!(after.starts > before.starts, "{action}: {before:?} {after:?}");
-    let tunnel = house.tunnels().get("moving:8188").expect("records").expect("a tunnel");
+    let tunnel = until(&format!("health after {action}"), async || {
+        let tunnel = house.tunnels().get("moving:8188").ok()??;
+        (tunnel.known.state == TunnelState::Healthy).then_some(tunnel)
+    })
+    .await;
     assert_eq!((tunnel.known.local_port, tunnel.known.cause), (Some(port), None), "{action}");
     house.end().await;
 }

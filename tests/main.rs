@@ -4,6 +4,7 @@ mod comfy_client;
 mod keeper_create;
 mod keeper_ending;
 mod keeper_kills;
+mod keeper_records;
 mod keeper_support;
 mod keeper_tunnels;
 mod runpod_provider;
