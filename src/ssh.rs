@@ -4,6 +4,8 @@
 //! and with a cleared environment and `-F none`, for a user's ssh config can defeat a tunnel in many ways.
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +24,7 @@ const READY: &str = "AUTOPOD_READY";
 /// Keeps the session open until our end of its stdin closes, which happens when its holder dies too.
 const HOLD: &str = "echo AUTOPOD_READY; exec cat >/dev/null";
 const KEY: &str = "id_ed25519";
+const KNOWN_HOSTS: &str = "known_hosts";
 /// What is kept of ssh's stderr to tell why it ended.
 const MOST_STDERR_LINES: usize = 50;
 
@@ -150,6 +153,10 @@ impl Ssh {
 
     /// Starts ssh with one forward. It ends when the returned value is dropped, or its holder dies.
     pub fn forward(&self, forward: &Forward) -> Result<Tunnel, Cause> {
+        // ssh would make it readable by others; which hosts we know is nobody's business.
+        let known_hosts = self.folder.join(KNOWN_HOSTS);
+        let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&known_hosts);
+        opened.map_err(|error| Cause::NotStarted(format!("{}: {error}", known_hosts.display())))?;
         let mut command = self.command("ssh");
         command.args(["-F", "none", "-T"]);
         let options = [
@@ -159,7 +166,7 @@ impl Ssh {
             "ServerAliveCountMax=3",
             "ConnectTimeout=10",
             "StrictHostKeyChecking=accept-new",
-            "UserKnownHostsFile=known_hosts",
+            &format!("UserKnownHostsFile={KNOWN_HOSTS}"),
             "GlobalKnownHostsFile=/dev/null",
             &format!("HostKeyAlias={}", forward.host_key_alias),
             "UpdateHostKeys=no",

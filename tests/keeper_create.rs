@@ -52,7 +52,7 @@ async fn create_with(fault: Value, arguments: Value) -> (House, Outcome) {
     (house, outcome)
 }
 
-async fn is_adopted_after(fault: Value) {
+pub async fn is_adopted_after(fault: Value) {
     let (house, outcome) = create_with(fault.clone(), json!({ "name": "lost", "wait_seconds": 40 })).await;
     assert_eq!(
         (outcome.code, outcome.posts, outcome.alive),
@@ -83,7 +83,7 @@ async fn a_pod_whose_create_had_no_clear_answer_is_adopted() {
 
 /// An answer that says nothing about a pod that was not made: it stays unknown, is never POSTed again, and money stays
 /// reserved until a terminate has waited for it to turn up.
-async fn stays_unknown_after(fault: Value) {
+pub async fn stays_unknown_after(fault: Value) {
     let (house, outcome) = create_with(fault.clone(), json!({ "name": "lost", "wait_seconds": 6 })).await;
     assert_eq!(
         (outcome.code, outcome.posts, outcome.alive),

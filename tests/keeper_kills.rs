@@ -1,12 +1,15 @@
 //! kill -9 of everything that holds pods and tunnels: they come back by themselves, or with the next command.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use autopod_mcp::fleet::PodRecord;
 use autopod_mcp::tunnel::TunnelState;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::keeper_support::{House, kill, until};
+use crate::keeper_support::{House, kill, tell, until};
 
 /// A home with a pod and a tunnel to it.
 struct Held {
@@ -106,6 +109,41 @@ async fn with_guard_and_worker_killed_the_next_command_heals() {
         held.is_whole(&format!("both were killed and {tool} answered {answer}")).await;
     }
     held.house.end().await;
+}
+
+/// Whatever is killed, at whatever moment: afterwards, with one command, all is as it was.
+pub async fn killed_at_random(rounds: usize) {
+    let held = Held::new().await;
+    let mut hits = BTreeMap::new();
+    for round in 0..rounds {
+        let random = uuid::Uuid::new_v4().as_u128();
+        let call = held.house.command("start_tunnel", &json!({ "pod": "held", "wait_seconds": 5 })).spawn();
+        let mut call = call.expect("the program");
+        tokio::time::sleep(Duration::from_millis(u64::try_from(random % 400).expect("small"))).await;
+        let found = held.house.processes();
+        let (kind, victims) = match (random >> 64) % 4 {
+            0 => ("guard", found.guards),
+            1 => ("worker", found.workers),
+            2 => ("ssh", found.ssh),
+            _ => ("caller", Vec::from_iter(call.id())),
+        };
+        for victim in victims {
+            kill(victim);
+            *hits.entry(kind).or_insert(0) += 1;
+        }
+        let _ = call.wait().await;
+        held.house.tunnels().read().expect("readable records");
+        held.house.fleet().read().expect("readable records");
+        held.house.ok("list_tunnels", json!({})).await;
+        held.is_whole(&format!("round {round}, a {kind} was killed")).await;
+    }
+    tell(&format!("random kills: {rounds} rounds, hits {hits:?}, the pod and its tunnel were there after each"));
+    held.house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_any_moment_loses_nothing() {
+    killed_at_random(5).await;
 }
 
 /// The key that the keeper has was revoked, and the user set a new one of the same account.

@@ -335,10 +335,6 @@ impl House {
         std::fs::read_to_string(self.home.join("logs/keeper.log")).unwrap_or_default()
     }
 
-    pub fn keeper_log_is_about(&self, text: &str) -> bool {
-        self.keeper_log().contains(text)
-    }
-
     /// What the tunnel's far end answers to `/system_stats`, if it does.
     pub async fn stats_through(&self, port: u16) -> Option<Value> {
         let url = format!("http://127.0.0.1:{port}/system_stats");

@@ -5,6 +5,7 @@ mod keeper_create;
 mod keeper_ending;
 mod keeper_kills;
 mod keeper_records;
+mod keeper_sshd;
 mod keeper_support;
 mod keeper_tunnels;
 mod runpod_provider;
