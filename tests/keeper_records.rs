@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use autopod_mcp::app;
 use autopod_mcp::background::KeeperClient;
-use autopod_mcp::fleet::{Ensured, Fleet, Phase};
+use autopod_mcp::fleet::{Ensured, Fleet, HomeIdentity, Phase};
 use autopod_mcp::keeper::{self, Ended, KeeperOptions};
 use autopod_mcp::ssh::Ssh;
 use autopod_mcp::state::{self, Lock};
@@ -108,6 +108,9 @@ async fn a_full_disk_keeps_a_pod_from_being_made_and_not_from_being_ended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keeper_that_cannot_journal_does_not_post() {
     let house = House::hurried().await;
+    // What a home has had since its first create.
+    house.keeper().account().map(|account| HomeIdentity::bind(&house.home(), &Timing::quick(), &account, false));
+    Ssh { folder: house.home.join("ssh"), environment: house.environment() }.public_key().await.expect("a key");
     house.fleet().ensure("wish", house.wish(SignedDuration::from_mins(5))).await.expect("a record");
     // This call writes nothing, but starts a keeper that can't write either.
     let listed = answer(without_disk(&house, "list_pods", &json!({}))).await;
@@ -142,6 +145,22 @@ async fn a_pod_that_cannot_be_recorded_still_ends_at_its_deadline() {
     limit_file_size(worker, "unlimited");
     until("a closed record", async || house.fleet().get("memory").ok()?.filter(|record| !record.is_open())).await;
     assert_eq!((house.asked("createPod"), house.worker()), (1, Some(worker)));
+    house.end().await;
+}
+
+/// As before, but somebody ends it by the tool, which finds no id in the record and asks the provider by the name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_was_never_recorded_is_ended_by_its_name() {
+    let house = House::new().await;
+    house.fault(json!({ "operation": "createPod", "kind": "hang_after" })).await;
+    house.fleet().ensure("nameless", house.wish(SignedDuration::from_mins(5))).await.expect("a record");
+    house.keeper().ensure_and_wake().await.expect("a keeper");
+    until("the pod", async || house.alive().await.pop()).await;
+    house.end_processes();
+    assert_eq!(house.fleet().get("nameless").expect("records").expect("a record").known.pod_id, None);
+    let done = answer(without_disk(&house, "terminate_pod", &json!({ "pod": "nameless" }))).await;
+    assert_eq!((done.code, &done.value["done"]), (0, &json!(true)), "{done:?}");
+    assert_eq!((house.alive().await.len(), house.asked("createPod")), (0, 1));
     house.end().await;
 }
 

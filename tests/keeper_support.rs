@@ -6,15 +6,13 @@ use std::process::Stdio;
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
-use autopod_mcp::app;
 use autopod_mcp::background::{KeeperClient, Launcher};
-use autopod_mcp::config::{Config, Home};
+use autopod_mcp::config::Home;
 use autopod_mcp::fleet::{Candidate, Fleet, PodRecord, PodRequest, new_intent};
 use autopod_mcp::provider::Cloud;
 use autopod_mcp::sandbox::{self, ClockMode, Sandbox, SandboxOptions};
 use autopod_mcp::state;
 use autopod_mcp::timing::Timing;
-use autopod_mcp::tools::context::Services;
 use autopod_mcp::tunnel::Tunnels;
 use jiff::SignedDuration;
 use rustix::process::{Pid, Signal};
@@ -171,18 +169,8 @@ impl House {
         KeeperClient::new(&self.home(), &Timing::quick(), Some(self.launcher()), key, &self.origin(), false)
     }
 
-    /// The services as the program wires them, in this process.
-    pub fn services(&self) -> Arc<Services> {
-        let key = Some(SecretString::from(self.sandbox.key().to_owned()));
-        app::wire(self.home(), Config::default(), key, self.sandbox.url(), self.launcher(), false).expect("services")
-    }
-
     pub fn origin(&self) -> String {
-        self.services_origin(self.sandbox.url())
-    }
-
-    fn services_origin(&self, url: &str) -> String {
-        url.parse::<autopod_mcp::runpod::ApiOrigin>().expect("an origin").to_string()
+        self.sandbox.url().parse::<autopod_mcp::runpod::ApiOrigin>().expect("an origin").to_string()
     }
 
     pub fn program(&self, arguments: &[&str]) -> Command {
@@ -261,10 +249,6 @@ impl House {
     pub async fn fault(&self, fault: Value) {
         let (status, body) = self.raw(reqwest::Method::POST, "/_sandbox/faults", Some(fault)).await;
         assert_eq!(status, 200, "{body}");
-    }
-
-    pub async fn clear_faults(&self) {
-        self.raw(reqwest::Method::DELETE, "/_sandbox/faults", None).await;
     }
 
     pub async fn advance(&self, seconds: f64) {
