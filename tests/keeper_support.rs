@@ -26,7 +26,6 @@ use crate::support::openapi;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_autopod-mcp");
 pub const GPU: &str = "NVIDIA RTX A4000";
-pub const VOLUME: &str = "c0mfym0d3l";
 /// Generous, for two cores may be shared with a build.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -254,12 +253,6 @@ impl House {
     pub async fn advance(&self, seconds: f64) {
         let (status, body) =
             self.raw(reqwest::Method::POST, "/_sandbox/clock", Some(json!({ "advance_seconds": seconds }))).await;
-        assert_eq!(status, 200, "{body}");
-    }
-
-    pub async fn act(&self, id: &str, action: &str) {
-        let (status, body) =
-            self.raw(reqwest::Method::POST, &format!("/v2/pods/{id}/action"), Some(json!({ "action": action }))).await;
         assert_eq!(status, 200, "{body}");
     }
 

@@ -33,6 +33,13 @@ async fn a_killed_ssh_comes_back_on_the_same_port() {
     house.end().await;
 }
 
+/// What somebody does at the provider's console.
+async fn act(house: &House, id: &str, action: &str) {
+    let body = Some(json!({ "action": action }));
+    let (status, body) = house.raw(Method::POST, &format!("/v2/pods/{id}/action"), body).await;
+    assert_eq!(status, 200, "{body}");
+}
+
 async fn follows(action: &str) {
     let house = House::hurried().await;
     let id = house.create("moving").await;
@@ -40,15 +47,15 @@ async fn follows(action: &str) {
     let before = house.fleet().get("moving").expect("records").expect("a record").known;
     let first_port = house.alive().await[0]["ssh_port"].clone();
     if action == "restart" {
-        house.act(&id, "restart").await;
+        act(&house, &id, "restart").await;
     } else {
-        house.act(&id, "stop").await;
+        act(&house, &id, "stop").await;
         until("a parked tunnel", async || {
             let tunnel = house.tunnels().get("moving:8188").ok()??;
             (tunnel.known.state == TunnelState::WaitingForPod).then_some(())
         })
         .await;
-        house.act(&id, "start").await;
+        act(&house, &id, "start").await;
     }
     until(&format!("the pod after {action}"), async || {
         let now = house.alive().await[0]["ssh_port"].clone();
