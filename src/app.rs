@@ -15,6 +15,7 @@ use crate::fleet::Fleet;
 use crate::keeper::Connect;
 use crate::provider::GpuProvider;
 use crate::runpod::{ApiOrigin, OriginError, RunPod, RunPodOptions, RunPodTimeouts};
+use crate::ssh::Ssh;
 use crate::timing::Timing;
 use crate::tools::context::Services;
 use crate::tools::{ErrorKind, ToolError};
@@ -77,6 +78,7 @@ pub fn wire(
     Ok(Arc::new(Services {
         fleet: Fleet::new(&home, &timing),
         tunnels: Tunnels::new(&home, &timing),
+        ssh: Ssh { folder: home.ssh(), environment: launcher.environment.clone() },
         keeper: KeeperClient::new(&home, &timing, Some(launcher), key.clone(), &origin, tethered),
         provider: key.map(|key| connect(key)),
         home,

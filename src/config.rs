@@ -104,6 +104,9 @@ fn network_file_system(_path: &Path) -> Option<&'static str> {
     None
 }
 
+/// The fields of [`Config`].
+const FIELDS: [&str; 4] = ["api_key", "api_base_url", "default_volume_id", "default_volume_mount"];
+
 /// What the user set in `config.json`. Flags and arguments override it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -120,8 +123,17 @@ impl Config {
     pub fn read(home: &Home) -> Result<Self, ConfigError> {
         let path = home.config_file();
         let Some(bytes) = state::read_file(&path)? else { return Ok(Self::default()) };
-        let config: Self = serde_json::from_slice(&bytes)
-            .map_err(|error| ConfigError::Unreadable { path: path.clone(), reason: error.to_string() })?;
+        let unreadable =
+            |error: serde_json::Error| ConfigError::Unreadable { path: path.clone(), reason: error.to_string() };
+        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).map_err(unreadable)?;
+        for unknown in fields.keys().filter(|field| !FIELDS.contains(&field.as_str())) {
+            tracing::warn!(
+                "{}: the field `{unknown}` is not known and has no effect; known are {}",
+                path.display(),
+                FIELDS.join(", ")
+            );
+        }
+        let config = Self::deserialize(serde_json::Value::Object(fields)).map_err(unreadable)?;
         if config.api_key.is_some() {
             refuse_open_file(&path)?;
         }

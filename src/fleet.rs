@@ -37,7 +37,7 @@ pub struct PodWanted {
     pub candidates: Vec<Candidate>,
     pub lifetime_seconds: i64,
     pub requested_at: Timestamp,
-    /// The most that this pod can cost until its deadline.
+    /// The most that the dearest candidate can cost until the deadline.
     pub reserved_usd: f64,
 }
 
@@ -199,6 +199,16 @@ impl PodRecord {
         self.known
             .expires_at
             .unwrap_or(self.wanted.requested_at + SignedDuration::from_secs(self.wanted.lifetime_seconds))
+    }
+
+    /// The most it can cost until its deadline: by its own price once that is known.
+    pub fn reserved_usd(&self) -> f64 {
+        match self.known.phase {
+            Phase::Placed if self.known.cost_per_hour > 0.0 => {
+                self.known.cost_per_hour * self.wanted.lifetime_seconds as f64 / 3600.0
+            }
+            _ => self.wanted.reserved_usd,
+        }
     }
 
     /// Neither proven gone nor refused: it may cost money.

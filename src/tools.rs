@@ -119,7 +119,13 @@ pub async fn call(context: &Context, name: &str, arguments: Value) -> Result<Ans
     tracing::info!(tool = name, ok = result.is_ok(), elapsed_ms = started.elapsed().as_millis() as u64, "call");
     match result {
         Ok(Answer { value, text }) => Ok(Answer { value, text: harmless(&text) }),
-        Err(error) => Err(error.of_tool(name).harmless()),
+        Err(mut error) => {
+            if tool.effect == Effect::Destroys && error.kind == ErrorKind::InvalidInput {
+                // An ending that wasn't even begun leaves something running.
+                error.still_billing.get_or_insert(StillBilling::Possible);
+            }
+            Err(error.of_tool(name).harmless())
+        }
     }
 }
 
@@ -182,10 +188,15 @@ impl ToolDef {
                 Box::pin(async move {
                     let input = decode::<T::Input>(arguments)?;
                     let output = T::run(context, input).await?;
-                    let text = T::text(&output);
+                    let mut text = T::text(&output);
                     let value = serde_json::to_value(&output).map_err(|error| {
                         ToolError::new(ErrorKind::Internal, format!("the answer can't be written as JSON: {error}"))
                     })?;
+                    if value["done"] == false
+                        && let Some(told) = billing_line(&value["still_billing"])
+                    {
+                        text.push_str(told);
+                    }
                     Ok(Answer { value, text })
                 })
             },
@@ -196,6 +207,15 @@ impl ToolDef {
     /// Whether these arguments would be taken, without running anything.
     pub fn check(&self, arguments: Value) -> Result<(), ToolError> {
         (self.decodes)(arguments).map_err(|error| error.of_tool(self.name))
+    }
+}
+
+/// Whoever reads only the text of an unfinished answer has to know what it costs to wait.
+fn billing_line(still_billing: &Value) -> Option<&'static str> {
+    match still_billing.as_str()? {
+        "yes" => Some("\nStill being billed: yes."),
+        "possible" => Some("\nStill being billed: possibly."),
+        _ => None,
     }
 }
 

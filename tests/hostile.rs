@@ -11,6 +11,7 @@ use autopod_mcp::config::{Config, Home};
 use autopod_mcp::fleet::Fleet;
 use autopod_mcp::provider::GpuProvider;
 use autopod_mcp::sandbox::{self, ClockMode, SandboxOptions};
+use autopod_mcp::ssh::Ssh;
 use autopod_mcp::timing::Timing;
 use autopod_mcp::tools::context::Services;
 use autopod_mcp::tools::{self, Answer, Context, ErrorKind, TOOLS, ToolError};
@@ -43,6 +44,7 @@ impl House {
             fleet: Fleet::new(&home, &timing),
             tunnels: Tunnels::new(&home, &timing),
             keeper: KeeperClient::new(&home, &timing, None, None, "http://127.0.0.1:9", false),
+            ssh: Ssh { folder: home.ssh(), environment: Vec::new() },
             config: Config::default(),
             provider,
             timing,

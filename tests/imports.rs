@@ -8,7 +8,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     ("cli", &["server", "tools", "keeper", "app", "sandbox"]),
     ("server", &["tools"]),
-    ("app", &["tools", "keeper", "fleet", "tunnel", "comfy", "runpod", "provider"]),
+    ("app", &["tools", "keeper", "fleet", "tunnel", "comfy", "ssh", "runpod", "provider"]),
     ("tools", &["fleet", "tunnel", "comfy", "ssh", "provider"]),
     ("keeper", &["fleet", "tunnel", "comfy", "ssh", "provider"]),
     ("runpod", &["provider"]),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
+use autopod_mcp::state::is_held;
 use rmcp::model::{CallToolRequestParams, ClientConfig, ProgressNotificationParam};
 use rmcp::service::{NotificationContext, RunningService};
 use rmcp::transport::TokioChildProcess;
@@ -203,10 +204,8 @@ async fn a_server_whose_sandbox_was_ended_says_so_once_and_goes_on_with_a_fresh_
     let pid = story.sandbox_file()["pid"].as_i64().expect("a process id");
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("a process id");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("the sandbox is killed");
-    until("the sandbox to be dead", || {
-        (!story.processes().iter().any(|(_, line)| line.contains("sandbox --background"))).then_some(())
-    })
-    .await;
+    // A dying process loses its command line a moment before its locks.
+    until("the sandbox to be dead", || (!is_held(&story.world().join("locks/sandbox"))).then_some(())).await;
 
     let listed = server.ask(3, "tools/call", json!({"name": "list_pods", "arguments": {}})).await;
     assert_eq!(listed["result"]["isError"], true, "{listed}");

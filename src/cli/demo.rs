@@ -19,6 +19,7 @@ use screen::Screen;
 use stage::Stage;
 
 const POD: &str = "demo";
+const LIFETIME_MINUTES: u32 = 10;
 /// Far more than the story takes; a demo that hangs is worse than one that fails.
 const STEP_LIMIT: Duration = Duration::from_secs(120);
 
@@ -46,8 +47,10 @@ pub(super) async fn run(args: DemoArgs, environment: Environment, program: PathB
             return Ok(if code == 0 { 143 } else { code });
         }
     };
-    if args.keep && told.is_ok() {
-        screen.kept(stage.home());
+    if args.keep
+        && let Ok(story) = &told
+    {
+        screen.kept(stage.home(), story);
         stage.leave_standing();
         return Ok(0);
     }
@@ -81,7 +84,7 @@ async fn tell(stage: &Stage, screen: &Screen, output_dir: &Path, keep: bool) -> 
             format!("{gpus} offers, the cheapest {} at {}/h", word(&first["name"]), usd(&first["price_per_hour"]))
         })
         .await?;
-    let pod = json!({"name": POD, "volume": "comfy-models", "lifetime_minutes": 10});
+    let pod = json!({"name": POD, "volume": "comfy-models", "lifetime_minutes": LIFETIME_MINUTES});
     teller
         .step("GPU pod with volume", "create_pod_with_volume", pod, |answer| {
             format!(

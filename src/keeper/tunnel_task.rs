@@ -402,7 +402,7 @@ fn why_no_address(pod: &PodRecord) -> String {
 /// A broken connection behind a working tunnel means that nothing listens at its far end.
 fn why_not_healthy(error: &ComfyError) -> String {
     match state_of(error) {
-        TunnelState::RemoteRefused => "ComfyUI does not listen in the pod yet".to_owned(),
+        TunnelState::RemoteRefused => "nothing listens on that port of the pod yet".to_owned(),
         _ => chain(error),
     }
 }

@@ -12,6 +12,7 @@ use crate::errors::chain;
 use crate::errors::harmless;
 use crate::fleet::{Fleet, HomeIdentity, PodRecord};
 use crate::provider::{GpuProvider, PodStatus};
+use crate::ssh::Ssh;
 use crate::timing::Timing;
 use crate::tunnel::Tunnels;
 
@@ -27,6 +28,7 @@ pub struct Services {
     pub provider: Option<Arc<dyn GpuProvider>>,
     pub fleet: Fleet,
     pub tunnels: Tunnels,
+    pub ssh: Ssh,
     pub keeper: KeeperClient,
 }
 

@@ -178,7 +178,8 @@ fn cost_now(record: &PodRecord) -> f64 {
 }
 
 fn cents(usd: f64) -> f64 {
-    (usd * 10_000.0).round() / 10_000.0
+    // The sum of nothing is -0.0.
+    (usd * 10_000.0).round() / 10_000.0 + 0.0
 }
 
 /// A provider's failure while a pod of ours may be running.

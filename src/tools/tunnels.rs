@@ -84,7 +84,15 @@ impl Tool for StartTunnel {
         };
         let remote_port = input.remote_port.unwrap_or(COMFY_PORT);
         let open = open(&waiting, context, &pod, remote_port, local_port).await?;
-        let again = || format!("start_tunnel {{\"pod\": \"{pod}\"}} again");
+        let again = || {
+            let mut arguments = serde_json::json!({"pod": pod});
+            for (field, port) in [("local_port", input.local_port), ("remote_port", input.remote_port)] {
+                if let Some(port) = port {
+                    arguments[field] = port.into();
+                }
+            }
+            format!("start_tunnel {arguments}")
+        };
         let next = match open.stage {
             Stage::Healthy => format!("comfy_run, or comfy_status {{\"pod\": \"{pod}\"}}"),
             _ => again(),
@@ -144,6 +152,7 @@ pub(super) async fn open(
         });
     };
     let name = name_of(pod, remote_port);
+    refuse_taken_port(services, &name, local_port)?;
     let fresh = TunnelRecord::new(pod, &pod_id, remote_port, local_port);
     let (created, intent) = match services.tunnels.want_open(&name, fresh).await? {
         Opened::New(record) => (true, record.intent),
@@ -183,6 +192,23 @@ pub(super) async fn open(
             services.keeper_for_changes().await?;
         }
     }
+}
+
+/// A port that is taken is told at once and by whom, though ssh binds it itself and would say so later.
+fn refuse_taken_port(services: &Services, name: &str, local_port: LocalPort) -> Result<(), ToolError> {
+    let LocalPort::Fixed(port) = local_port else { return Ok(()) };
+    let tunnels = services.tunnels.read()?;
+    if tunnels.get(name).is_some_and(TunnelRecord::is_open) {
+        return Ok(());
+    }
+    let ours = tunnels.iter().find(|(other, record)| *other != name && record.known.local_port == Some(port));
+    let holder = match ours {
+        Some((_, record)) => format!("the tunnel to `{}`", record.wanted.pod),
+        None if std::net::TcpListener::bind(("127.0.0.1", port)).is_err() => "another program".to_owned(),
+        None => return Ok(()),
+    };
+    Err(ToolError::invalid("local_port", format!("port {port} on this machine is in use by {holder}"))
+        .hint("leave local_port out for the next free one, or give 0 for any"))
 }
 
 /// Waits until the pod has an id, which it gets when it is placed.

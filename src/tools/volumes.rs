@@ -1,10 +1,12 @@
 //! Network volumes and the catalog of GPUs: what a pod can be made of.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Context, Effect, Tool, ToolError};
-use crate::provider::{Cloud, Stock, Volume};
+use crate::provider::{Cloud, GpuType, Stock, Volume};
 
 /// What RunPod charges a GB and month for network storage: up to 1 TB, and for what lies above.
 const USD_PER_GB_MONTH: (f64, f64) = (0.07, 0.05);
@@ -163,8 +165,12 @@ impl Tool for ListGpus {
 
     async fn run(context: &Context, input: ListGpusInput) -> Result<ListGpusOutput, ToolError> {
         let count = input.gpu_count.unwrap_or(1);
+        let catalog = context.services.provider()?.gpus(count).await?.value;
+        if let Some(wanted) = &input.data_center {
+            refuse_unknown_data_center(&catalog, wanted)?;
+        }
         let mut rows = Vec::new();
-        for gpu in context.services.provider()?.gpus(count).await?.value {
+        for gpu in catalog {
             let clouds = [
                 (Cloud::Secure, gpu.secure_price, gpu.max_count_secure),
                 (Cloud::Community, gpu.community_price, gpu.max_count_community),
@@ -212,4 +218,16 @@ impl Tool for ListGpus {
         };
         output.gpus.iter().map(line).collect::<Vec<_>>().join("\n")
     }
+}
+
+/// An empty list would look as if that place had no stock.
+fn refuse_unknown_data_center(catalog: &[GpuType], wanted: &str) -> Result<(), ToolError> {
+    let known: BTreeSet<_> =
+        catalog.iter().flat_map(|gpu| gpu.data_centers.iter().map(|(id, _)| id.as_str())).collect();
+    if known.is_empty() || known.contains(wanted) {
+        return Ok(());
+    }
+    let known: Vec<_> = known.into_iter().collect();
+    Err(ToolError::invalid("data_center", format!("no GPU is offered in a data center `{wanted}`"))
+        .hint(format!("use one of: {}", known.join(", "))))
 }

@@ -209,8 +209,15 @@ async fn a_real_server_elsewhere_can_stand_behind_the_pod() {
     pod.container.open_comfy().await.expect("ComfyUI");
     assert_eq!(pod.tunnel().await.json("/system_stats").await, json!({}));
     assert!(serving.join().expect("served").starts_with("GET /system_stats "));
-    // It is gone now, and so refused.
-    assert!(pod.container.connect(8188).await.is_none());
+    // Where nothing listens, the pod's port is refused. A socket that is bound and doesn't listen keeps the port from
+    // everybody else meanwhile.
+    let silent = tokio::net::TcpSocket::new_v4().expect("a socket");
+    silent.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("bound");
+    let url = format!("http://{}", silent.local_addr().expect("its address"));
+    let nowhere = ContainerSpec { comfyui: Some(url), ..Pod::spec(&pod.home, String::new()) };
+    let nowhere = start(nowhere).await;
+    nowhere.open_comfy().await.expect("ComfyUI");
+    assert!(nowhere.connect(8188).await.is_none());
 }
 
 #[tokio::test]

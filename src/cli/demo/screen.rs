@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{Story, output, seconds};
+use super::{LIFETIME_MINUTES, Story, output, seconds};
 use crate::cli::render;
 use crate::tools::ToolError;
 use crate::tools::context::Progress;
@@ -80,16 +80,22 @@ impl Screen {
             String::new(),
         ]);
         self.say(&format!("\n{table}"));
+        self.point_to_files(story);
+    }
+
+    fn point_to_files(&self, story: &Story) {
         for picture in &story.pictures {
             self.say(&format!("Picture: {}", from_here(Path::new(picture))));
         }
         self.say(&format!("Log:     {}", from_here(&self.log_path)));
     }
 
-    pub(super) fn kept(&self, home: &Path) {
+    pub(super) fn kept(&self, home: &Path, story: &Story) {
+        self.say("");
+        self.point_to_files(story);
         let home = shell_quoted(home);
         self.say(&format!(
-            "\nThe pod and its tunnel stay up. Use them:\n  \
+            "\nThe pod and its tunnel stay up, the pod for {LIFETIME_MINUTES} minutes. Use them:\n  \
              AUTOPOD_HOME={home} autopod-mcp --sandbox pod list\n  \
              AUTOPOD_HOME={home} autopod-mcp --sandbox comfy status\n\
              End and remove them:\n  \

@@ -10,8 +10,9 @@ use crate::errors::chain;
 use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, HomeIdentity, MOST_PRICE_PER_HOUR, Phase, PodRecord};
 use crate::provider::{GpuProvider, Pod, PodSpec, ProviderError};
 
-/// How long a provider that can't be reached is tried; a pod that starts long after it was asked for is a surprise.
-const TRY_TO_REACH: SignedDuration = SignedDuration::from_secs(60);
+/// How long a provider that can't be reached, or that has no calls left for us, is tried: a pod that starts long after
+/// it was asked for is a surprise.
+const TRY_FOR: SignedDuration = SignedDuration::from_mins(3);
 
 /// What looking for a pod by its name came to.
 #[derive(PartialEq, Eq)]
@@ -104,7 +105,7 @@ impl PodTask {
                 })
                 .await;
             }
-            ProviderError::RateLimited { retry_after } => {
+            ProviderError::RateLimited { retry_after } if self.asked_recently() => {
                 self.call_again_in(retry_after);
                 self.know(|record| {
                     record.known.phase = Phase::Journaled;
@@ -130,7 +131,7 @@ impl PodTask {
 
     fn asked_recently(&self) -> bool {
         let asked = self.record().ok().flatten().map(|record| record.wanted.requested_at);
-        asked.is_some_and(|at| Timestamp::now().duration_since(at) < TRY_TO_REACH)
+        asked.is_some_and(|at| Timestamp::now().duration_since(at) < TRY_FOR)
     }
 
     async fn refused(&self, problem: String) {

@@ -52,7 +52,7 @@ pub struct RunInput {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = r#"an object like {"path": "/home/me/a.png"}"#)]
 struct InputFile {
     /// Absolute path.
     #[schemars(extend("x-path" = true))]

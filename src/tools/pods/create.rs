@@ -140,6 +140,8 @@ impl Tool for CreatePodWithVolume {
             input.lifetime_minutes.unwrap_or(DEFAULT_LIFETIME_MINUTES).min(MOST_LIFETIME_MINUTES),
         ));
         let (request, candidates) = resolve(context, input).await?;
+        // The pod gets our key when it is made, so what keeps us from having one is told before anything is asked for.
+        services.ssh.public_key().await?;
         let fresh = PodRecord::new(new_intent(), request, candidates, lifetime);
         let (created, record) = match services.fleet.ensure(&name, fresh).await? {
             Ensured::New(record) => (true, record),
@@ -378,7 +380,7 @@ fn describe(name: &str, created: bool, record: &PodRecord) -> CreateOutput {
         price_per_hour: known.pod_id.as_ref().map(|_| cents(known.cost_per_hour)),
         volume: mounted_volume(Some(record), None),
         expires_at: record.expires_at(),
-        reserved_usd: cents(record.wanted.reserved_usd),
+        reserved_usd: cents(record.reserved_usd()),
         refused: known.attempts.clone(),
         proxy_url: known
             .pod_id

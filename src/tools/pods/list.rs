@@ -100,6 +100,7 @@ impl Tool for ListPods {
     fn text(output: &ListPodsOutput) -> String {
         let mut lines: Vec<_> = output.pods.iter().map(line).collect();
         match output.pods.as_slice() {
+            [] if output.source == Source::Records => lines.push("No pods in our records.".to_owned()),
             [] => lines.push("No pods; nothing is billed for any.".to_owned()),
             _ => lines.push(format!("Burning ${:.2}/h.", output.burn_rate_per_hour)),
         }
@@ -177,6 +178,8 @@ fn row(found: &Found, tunnels: &[TunnelRecord], identity: Option<&HomeIdentity>)
         (None, Some(known)) => known.status.map_or_else(|| "PLACING".to_owned(), status_word),
         (None, None) => "UNKNOWN".to_owned(),
     };
+    let late = record.as_ref().is_some_and(|record| record.is_open() && record.expires_at() < Timestamp::now());
+    let overdue = late.then_some("its deadline has passed; the keeper is ending it");
     let price = pod.as_ref().map_or_else(|| known.map_or(0.0, |known| known.cost_per_hour), |pod| pod.cost_per_hour);
     let id = found.pod_id().map(str::to_owned);
     PodRow {
@@ -194,7 +197,7 @@ fn row(found: &Found, tunnels: &[TunnelRecord], identity: Option<&HomeIdentity>)
             .filter(|tunnel| tunnel.wanted.open && Some(&tunnel.wanted.pod_id) == id.as_ref())
             .filter_map(TunnelRecord::url)
             .collect(),
-        problem: known.and_then(|known| known.problem.clone()),
+        problem: known.and_then(|known| known.problem.clone()).or_else(|| overdue.map(str::to_owned)),
         pod_id: id,
     }
 }

@@ -106,9 +106,6 @@ impl Tool for TerminatePod {
                 }
             }
         };
-        if let Ok(Err(error)) = waking.await {
-            tracing::warn!(%error, "the keeper can't be started");
-        }
         let tunnels_stopped = count_stopped(&waiting, services, &tunnels).await;
         Ok(describe(&name, &found, record.as_ref(), gone, tunnels_stopped, warning))
     }
