@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::faces_support::{Server, TestHome};
 use autopod_mcp::background::KeeperClient;
 use autopod_mcp::config::{Config, Home};
 use autopod_mcp::fleet::Fleet;
@@ -230,4 +231,24 @@ async fn the_sandbox_answers_no_page_of_another_site() {
         }
     }
     sandbox.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_outlives_its_sandbox() {
+    let home = TestHome::new();
+    let mut server = Server::start(home.command(&["--sandbox", "serve"]));
+    let greeting = json!({
+        "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": { "name": "test", "version": "1" }
+    });
+    server.ask(1, "initialize", greeting).await;
+    server.send(json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })).await;
+    let ask = json!({ "name": "list_volumes", "arguments": {} });
+    for id in 2..5 {
+        let answer = server.ask(id, "tools/call", ask.clone()).await;
+        assert!(answer["result"]["structuredContent"]["volumes"].is_array(), "{answer}");
+        let (code, _, told) = home.run(&["sandbox", "--stop"]).await;
+        assert_eq!(code, 0, "{told}");
+    }
+    drop(server.stdin.take());
+    assert_eq!(server.ended().await, 0);
 }

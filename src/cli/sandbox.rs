@@ -11,11 +11,13 @@ use tokio::io::AsyncReadExt;
 use super::output;
 use super::signals::terminated;
 use crate::app;
+use crate::background::KeeperClient;
 use crate::config::Home;
 use crate::environment::Environment;
 use crate::errors::chain;
 use crate::sandbox::{self, ClockMode, SandboxOptions};
 use crate::state::{self, Lock};
+use crate::timing::Timing;
 use crate::tools::{ErrorKind, ToolError};
 
 const IDLE_LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -98,6 +100,7 @@ async fn stop(home: &Home) -> Result<u8, ToolError> {
         output::say("No sandbox runs there.");
         return Ok(0);
     }
+    let url = app::read_sandbox_file(home.root()).map(|file| file.url);
     // That the lock is held proves that the process id inside is that of the sandbox.
     let pid = state::holder(&path).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
     let ended = async {
@@ -115,8 +118,29 @@ async fn stop(home: &Home) -> Result<u8, ToolError> {
     if !stopped {
         return Err(ToolError::failed(format!("the sandbox in {} did not end", home.root().display())));
     }
+    if let Some(url) = url {
+        end_keeper(home, &url).await;
+    }
     output::say("The sandbox has ended, and its pods with it.");
     Ok(0)
+}
+
+/// With its world gone the keeper has nothing to keep, and would make the home anew if that were removed now. One of
+/// another provider is left alone.
+async fn end_keeper(home: &Home, url: &str) {
+    let keeper = KeeperClient::new(home, &Timing::quick(), None, None, url, false);
+    if keeper.hello().await.is_none_or(|hello| hello.origin != url) {
+        return;
+    }
+    let ended = async {
+        while keeper.is_alive() {
+            keeper.retire().await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout(STOPS_WITHIN, ended).await.is_err() {
+        tracing::warn!("the keeper of the sandbox's home is still there; it ends by itself");
+    }
 }
 
 fn runs_already(home: &Home) -> ToolError {

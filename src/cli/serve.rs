@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::signals::Signals;
 use crate::app::{self, AppOptions};
 use crate::server::{LazyServices, mcp};
+use crate::state;
 use crate::timing::KEEPER_LOOKED_AFTER_EVERY;
 use crate::tools::ToolError;
 
@@ -35,7 +36,7 @@ pub(super) async fn run(options: AppOptions, _args: ServeArgs) -> Result<u8, Too
 pub(super) async fn look_after_keeper(options: AppOptions, services: LazyServices) {
     loop {
         tokio::time::sleep(KEEPER_LOOKED_AFTER_EVERY).await;
-        let services = if options.sandbox { services.built() } else { services.get().await.ok() };
+        let services = if options.sandbox { services.built().await } else { services.get().await.ok() };
         let Some(services) = services else { continue };
         if let Err(error) = services.revive_keeper().await {
             tracing::warn!(%error, "the keeper can't be started");
@@ -43,10 +44,13 @@ pub(super) async fn look_after_keeper(options: AppOptions, services: LazyService
     }
 }
 
-/// The services of these options, wired at the first call.
+/// The services of these options, wired at the first call; wired again when they are a sandbox's and it has ended, as
+/// it does by itself when nothing happens for long.
 pub(super) fn lazily(options: AppOptions) -> LazyServices {
-    LazyServices::new(move || {
+    let in_sandbox = options.sandbox;
+    let services = LazyServices::new(move || {
         let options = options.clone();
         Box::pin(async move { app::services(&options).await })
-    })
+    });
+    services.as_long_as(move |services| !in_sandbox || state::is_held(&services.home.lock("sandbox")))
 }

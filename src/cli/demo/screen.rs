@@ -88,13 +88,15 @@ impl Screen {
 
     pub(super) fn kept(&self, home: &Path) {
         let home = shell_quoted(home);
+        // Started by `cargo run` it is on no PATH, and these lines are to be copied.
+        let program = std::env::current_exe().map_or_else(|_| "autopod-mcp".to_owned(), |path| shell_quoted(&path));
         self.say(&format!(
-            "\nThe pod and its tunnel stay up. Use them:\n  \
-             AUTOPOD_HOME={home} autopod-mcp --sandbox pod list\n  \
-             AUTOPOD_HOME={home} autopod-mcp --sandbox comfy status\n\
+            "\nThe pod and its tunnel stay up, the pod until its deadline in 10 minutes. Use them:\n  \
+             AUTOPOD_HOME={home} {program} --sandbox pod list\n  \
+             AUTOPOD_HOME={home} {program} --sandbox comfy status\n\
              End and remove them:\n  \
-             AUTOPOD_HOME={home} autopod-mcp --sandbox pod kill demo\n  \
-             AUTOPOD_HOME={home} autopod-mcp sandbox --stop\n  \
+             AUTOPOD_HOME={home} {program} --sandbox pod kill demo\n  \
+             AUTOPOD_HOME={home} {program} sandbox --stop\n  \
              rm -r {home}"
         ));
     }
