@@ -2,6 +2,7 @@
 //! life). The client of the keeper is in `background/keeper_client.rs`.
 
 mod keeper_client;
+pub mod version;
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;

@@ -130,5 +130,8 @@ fn start_log(filter: Option<&str>) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would tell them on stderr by a macro that panics when that can't be written, as on a full disk: then each
+        // line of the log would end the task that wrote it, and no pod would be ended any more.
+        .log_internal_errors(false)
         .init();
 }

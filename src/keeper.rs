@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::background::{account_of, socket_path};
+use crate::background::{account_of, socket_path, version};
 use crate::config::Home;
 use crate::errors::chain;
 use crate::fleet::{ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, PodRecord, WantedState, new_intent};
@@ -111,10 +111,17 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
         retire: CancellationToken::new(),
         stop: options.stop,
     });
+    // A full disk keeps nobody from ending pods.
+    if let Err(error) = version::announce(&keeper.home) {
+        tracing::error!(error = %chain(&error), "which version keeps this home can't be written");
+    }
     let socket = socket::serve(keeper.clone())?;
     let (ended, state_lock) = keeper.clone().compare_until_idle().await;
     socket.abort();
     let _ = std::fs::remove_file(socket_path(&keeper.home));
+    if ended == Ended::Idle {
+        version::withdraw(&keeper.home);
+    }
     drop(lock);
     // Only now may somebody write a wish: whoever does finds no keeper and starts one.
     drop(state_lock);

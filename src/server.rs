@@ -17,14 +17,14 @@ use crate::tools::context::Services;
 use crate::tools::{ErrorKind, ToolError};
 
 type Build = dyn Fn() -> BoxFuture<'static, Result<Arc<Services>, ToolError>> + Send + Sync;
-type StillGood = dyn Fn(&Services) -> bool + Send + Sync;
+type Check = dyn Fn(&Services) -> Result<(), ToolError> + Send + Sync;
 
 /// The services, built at the first call that needs them: a client is greeted before config, TLS roots or the
 /// provider are touched. A failed build is that call's error, and the next call tries again.
 #[derive(Clone)]
 pub struct LazyServices {
     build: Arc<Build>,
-    still_good: Arc<StillGood>,
+    check: Arc<Check>,
     built: Arc<Mutex<Option<Arc<Services>>>>,
 }
 
@@ -32,24 +32,27 @@ impl LazyServices {
     pub fn new(
         build: impl Fn() -> BoxFuture<'static, Result<Arc<Services>, ToolError>> + Send + Sync + 'static,
     ) -> Self {
-        Self { build: Arc::new(build), still_good: Arc::new(|_| true), built: Arc::default() }
+        Self { build: Arc::new(build), check: Arc::new(|_| Ok(())), built: Arc::default() }
     }
 
-    /// They are built anew by the next call after this said no.
-    pub fn as_long_as(self, still_good: impl Fn(&Services) -> bool + Send + Sync + 'static) -> Self {
-        Self { still_good: Arc::new(still_good), ..self }
+    /// Asked before each use of services that were built before. Its error is that call's answer, and the next call
+    /// builds them anew.
+    pub fn checked(self, check: impl Fn(&Services) -> Result<(), ToolError> + Send + Sync + 'static) -> Self {
+        Self { check: Arc::new(check), ..self }
     }
 
-    /// The services, if a call has needed them before.
+    /// The services, if a call has needed them before and they are still good.
     pub async fn built(&self) -> Option<Arc<Services>> {
-        self.built.lock().await.clone()
+        self.built.lock().await.clone().filter(|services| (self.check)(services).is_ok())
     }
 
     /// A panic is an error too: rmcp would leave its caller without any answer.
     pub async fn get(&self) -> Result<Arc<Services>, ToolError> {
         let mut built = self.built.lock().await;
-        if let Some(services) = built.as_ref().filter(|services| (self.still_good)(services)) {
-            return Ok(services.clone());
+        if let Some(services) = built.take() {
+            (self.check)(&services)?;
+            *built = Some(services.clone());
+            return Ok(services);
         }
         let services = AssertUnwindSafe((self.build)()).catch_unwind().await.unwrap_or_else(|_| {
             Err(ToolError::new(ErrorKind::Internal, "a defect in this program keeps it from starting its work")

@@ -4,11 +4,14 @@
 //! and with a cleared environment and `-F none`, for a user's ssh config can defeat a tunnel in many ways.
 
 use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::oneshot;
@@ -20,6 +23,7 @@ const READY: &str = "AUTOPOD_READY";
 /// Keeps the session open until our end of its stdin closes, which happens when its holder dies too.
 const HOLD: &str = "echo AUTOPOD_READY; exec cat >/dev/null";
 const KEY: &str = "id_ed25519";
+const KNOWN_HOSTS: &str = "known_hosts";
 /// What is kept of ssh's stderr to tell why it ended.
 const MOST_STDERR_LINES: usize = 50;
 
@@ -150,6 +154,10 @@ impl Ssh {
 
     /// Starts ssh with one forward. It ends when the returned value is dropped, or its holder dies.
     pub fn forward(&self, forward: &Forward) -> Result<Tunnel, Cause> {
+        // ssh would make it readable by others; which hosts we know is nobody's business.
+        let known_hosts = self.folder.join(KNOWN_HOSTS);
+        let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&known_hosts);
+        opened.map_err(|error| Cause::NotStarted(format!("{}: {error}", known_hosts.display())))?;
         let mut command = self.command("ssh");
         command.args(["-F", "none", "-T"]);
         let options = [
@@ -159,7 +167,7 @@ impl Ssh {
             "ServerAliveCountMax=3",
             "ConnectTimeout=10",
             "StrictHostKeyChecking=accept-new",
-            "UserKnownHostsFile=known_hosts",
+            &format!("UserKnownHostsFile={KNOWN_HOSTS}"),
             "GlobalKnownHostsFile=/dev/null",
             &format!("HostKeyAlias={}", forward.host_key_alias),
             "UpdateHostKeys=no",
@@ -265,6 +273,35 @@ async fn keep_lines(stderr: impl AsyncRead + Unpin, kept: Arc<Mutex<Vec<String>>
         }
         kept.push(line);
     }
+}
+
+/// Ends an ssh whose keeper was killed. It ends with its stdin, but not as long as somebody has a connection open
+/// through it, and until then it holds the port. `false` when it could not be ended.
+pub async fn end_leftover(pid: u32, pod_id: &str) -> bool {
+    // Process ids are given to others again: only what is still an ssh to this pod is ended.
+    let mark = format!("HostKeyAlias=autopod-{pod_id}-");
+    let lives = || command_line(pid).is_some_and(|line| line.contains(&mark));
+    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return true };
+    for _ in 0..100 {
+        if !lives() {
+            return true;
+        }
+        let _ = rustix::process::kill_process(process, Signal::KILL);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    false
+}
+
+#[cfg(target_os = "linux")]
+fn command_line(pid: u32) -> Option<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(String::from_utf8_lossy(&line).replace('\0', " "))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn command_line(pid: u32) -> Option<String> {
+    let output = std::process::Command::new("ps").args(["-ww", "-o", "args=", "-p", &pid.to_string()]).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// ssh exits with 255 for network, authentication and bind alike; only its messages tell them apart.

@@ -4,6 +4,7 @@ mod jobs;
 mod refusals;
 
 use autopod_mcp::tools::{self, ErrorKind};
+use axum::Router;
 use serde_json::{Value, json};
 
 use crate::support::world::World;
@@ -27,6 +28,15 @@ pub fn sampler(steps: u32, step_ms: u32) -> Value {
         "1": { "class_type": "SandboxSampler", "inputs": sampler },
         "2": { "class_type": "SaveImage", "inputs": { "images": ["1", 0], "filename_prefix": "slow" } },
     })
+}
+
+/// Kills the ssh child of the tunnel to the pod `comfy`, and only that.
+pub fn kill_ssh(world: &World) {
+    let records = std::fs::read(world.home.tunnels_file()).expect("tunnels.json");
+    let records: Value = serde_json::from_slice(&records).expect("JSON");
+    let pid = records.pointer("/entries/comfy:8188/known/ssh_pid").and_then(Value::as_i64).expect("a pid");
+    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("ssh was there");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,11 +137,7 @@ async fn status_tells_the_truth_when_ssh_is_killed() {
     assert_eq!((&status["running"], &status["pending"]), (&json!(0), &json!(0)));
     let url = status["url"].as_str().expect("an address").to_owned();
 
-    let records = std::fs::read(world.home.tunnels_file()).expect("tunnels.json");
-    let records: Value = serde_json::from_slice(&records).expect("JSON");
-    let pid = records.pointer("/entries/comfy:8188/known/ssh_pid").and_then(Value::as_i64).expect("a pid");
-    let pid = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("ssh was there");
+    kill_ssh(&world);
     let down = world.ask("comfy_status", json!({ "wait_seconds": 0 })).await;
     assert_eq!(down["ready"], false, "{down}");
     assert!(down["cause"].is_string() && down["next"].is_string(), "{down}");
@@ -147,9 +153,15 @@ async fn a_plain_address_needs_no_pod() {
     let closed = world.ask("comfy_status", json!({ "url": format!("http://{free}"), "wait_seconds": 0 })).await;
     assert_eq!(closed["ready"], false);
     assert!(closed["cause"].as_str().is_some_and(|cause| cause.contains("nothing listens")), "{closed}");
-    // What answers there is something else: the sandbox itself, which has no such route.
-    let other = world.ask("comfy_status", json!({ "url": world.sandbox.url(), "wait_seconds": 0 })).await;
-    assert_eq!(other["ready"], false, "{other}");
-    let refusal = world.refusal("comfy_queue", json!({ "url": world.sandbox.url() })).await;
+    // What answers there is something else.
+    let page = Router::new().fallback(|| async { "a page of somebody else" });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let other = format!("http://{}", listener.local_addr().expect("an address"));
+    let server = tokio::spawn(async move { axum::serve(listener, page).await });
+    let status = world.ask("comfy_status", json!({ "url": other })).await;
+    assert_eq!(status["ready"], false);
+    assert!(status["cause"].as_str().is_some_and(|cause| cause.contains("is not ComfyUI")), "{status}");
+    let refusal = world.refusal("comfy_queue", json!({ "url": other })).await;
     assert!(refusal.kind == ErrorKind::Failed && refusal.message.contains("is not ComfyUI"), "{refusal}");
+    server.abort();
 }

@@ -1,7 +1,7 @@
 //! The JSON-RPC server with jsonrpsee's own clients and with raw HTTP.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jsonrpsee::core::client::{ClientT, Error};
 use jsonrpsee::core::params::{ArrayParams, ObjectParams};
@@ -9,11 +9,12 @@ use jsonrpsee::http_client::{HeaderMap, HeaderValue, HttpClient};
 use jsonrpsee::ws_client::WsClientBuilder;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 use crate::faces_support::{Server, TestHome};
 use autopod_mcp::tools::TOOLS;
 
-struct Rpc {
+pub struct Rpc {
     server: Server,
     /// `127.0.0.1:PORT`
     address: String,
@@ -22,7 +23,11 @@ struct Rpc {
 
 impl Rpc {
     async fn start(home: &TestHome) -> Self {
-        let mut server = Server::start(home.command(&["rpc", "--listen", "127.0.0.1:0"]));
+        Self::start_with(home.command(&["rpc", "--listen", "127.0.0.1:0"])).await
+    }
+
+    pub async fn start_with(command: Command) -> Self {
+        let mut server = Server::start(command);
         let line = server.line().await;
         let address = line.split_once("http://").map(|(_, rest)| rest.split(' ').next().unwrap_or_default());
         let address = address.unwrap_or_else(|| panic!("no address in: {line}")).to_owned();
@@ -31,11 +36,25 @@ impl Rpc {
         Self { server, address, token_file }
     }
 
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn token_file(&self) -> &Path {
+        &self.token_file
+    }
+
+    /// Ends it as a service manager does.
+    pub async fn end(mut self) {
+        self.server.signal(Signal::TERM);
+        assert_eq!(self.server.child.wait().await.expect("it ends").code(), Some(0));
+    }
+
     fn token(&self) -> String {
         std::fs::read_to_string(&self.token_file).expect("the token can be read")
     }
 
-    fn headers(&self) -> HeaderMap {
+    pub fn headers(&self) -> HeaderMap {
         let mut headers = HeaderMap::new();
         let value = HeaderValue::from_str(&format!("Bearer {}", self.token())).expect("a token of letters");
         headers.insert("authorization", value);

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::faces_support::{Server, TestHome};
+use crate::faces_support::TestHome;
 use autopod_mcp::background::KeeperClient;
 use autopod_mcp::config::{Config, Home};
 use autopod_mcp::fleet::Fleet;
@@ -233,22 +233,19 @@ async fn the_sandbox_answers_no_page_of_another_site() {
     sandbox.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_outlives_its_sandbox() {
+/// Its end would close the records of pods that go on running, and so cost money.
+#[tokio::test]
+async fn no_sandbox_runs_in_the_home_of_a_real_account() {
     let home = TestHome::new();
-    let mut server = Server::start(home.command(&["--sandbox", "serve"]));
-    let greeting = json!({
-        "protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": { "name": "test", "version": "1" }
-    });
-    server.ask(1, "initialize", greeting).await;
-    server.send(json!({ "jsonrpc": "2.0", "method": "notifications/initialized" })).await;
-    let ask = json!({ "name": "list_volumes", "arguments": {} });
-    for id in 2..5 {
-        let answer = server.ask(id, "tools/call", ask.clone()).await;
-        assert!(answer["result"]["structuredContent"]["volumes"].is_array(), "{answer}");
-        let (code, _, told) = home.run(&["sandbox", "--stop"]).await;
-        assert_eq!(code, 0, "{told}");
-    }
-    drop(server.stdin.take());
-    assert_eq!(server.ended().await, 0);
+    let root = home.path();
+    std::fs::create_dir_all(root.join("locks")).expect("a folder");
+    let bound = json!({ "schema": 1, "owner": "0123", "account": "https://api.runpod.io 4567" });
+    std::fs::write(root.join("home.json"), bound.to_string()).expect("a file");
+    let (code, _, told) = home.run(&["sandbox", "--folder", root.to_str().expect("text")]).await;
+    assert!(code == 4 && told.contains("real account"), "{code}: {told}");
+    // As if an earlier sandbox had left its lock there, by which `--sandbox` knows a sandbox's home.
+    std::fs::write(root.join("locks/sandbox"), "").expect("a file");
+    let (code, _, told) = home.run(&["--sandbox", "call", "list_pods"]).await;
+    assert!(code == 4 && told.contains("real account"), "{code}: {told}");
+    assert!(!root.join("sandbox.json").exists(), "a sandbox was begun");
 }

@@ -6,15 +6,13 @@ use std::process::Stdio;
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
-use autopod_mcp::app;
 use autopod_mcp::background::{KeeperClient, Launcher};
-use autopod_mcp::config::{Config, Home};
+use autopod_mcp::config::Home;
 use autopod_mcp::fleet::{Candidate, Fleet, PodRecord, PodRequest, new_intent};
 use autopod_mcp::provider::Cloud;
 use autopod_mcp::sandbox::{self, ClockMode, Sandbox, SandboxOptions};
 use autopod_mcp::state;
 use autopod_mcp::timing::Timing;
-use autopod_mcp::tools::context::Services;
 use autopod_mcp::tunnel::Tunnels;
 use jiff::SignedDuration;
 use rustix::process::{Pid, Signal};
@@ -22,12 +20,12 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
+use tokio::task::JoinHandle;
 
 use crate::support::openapi;
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_autopod-mcp");
 pub const GPU: &str = "NVIDIA RTX A4000";
-pub const VOLUME: &str = "c0mfym0d3l";
 /// Generous, for two cores may be shared with a build.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -55,6 +53,7 @@ pub struct House {
     /// False once the test sent something improper to the sandbox itself.
     pub polite: bool,
     folder: Arc<TempDir>,
+    hurry: Option<JoinHandle<()>>,
 }
 
 pub fn http() -> reqwest::Client {
@@ -63,7 +62,9 @@ pub fn http() -> reqwest::Client {
         // Fails only if another test was first, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    reqwest::Client::builder().tls_certs_only([]).user_agent("autopod-test").no_proxy().build().expect("a client")
+    // An idle connection through a tunnel would keep its ssh from ending.
+    let client = reqwest::Client::builder().tls_certs_only([]).pool_max_idle_per_host(0);
+    client.user_agent("autopod-test").no_proxy().build().expect("a client")
 }
 
 /// Looks until there is something, or fails telling what was waited for.
@@ -76,6 +77,12 @@ pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T
         assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
+}
+
+/// A count that is to be read, past the test harness.
+pub fn tell(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 pub fn kill(pid: u32) {
@@ -111,7 +118,21 @@ impl House {
             path: std::env::var("PATH").unwrap_or_default(),
             polite: true,
             folder: Arc::new(folder),
+            hurry: None,
         }
+    }
+
+    /// A world whose clock runs about twenty times as fast, so that its pods are up at once.
+    pub async fn hurried() -> Self {
+        let mut house = Self::new().await;
+        let (http, url) = (house.http.clone(), format!("{}/_sandbox/clock", house.sandbox.url()));
+        house.hurry = Some(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let _ = http.post(&url).json(&json!({ "advance_seconds": 1 })).send().await;
+            }
+        }));
+        house
     }
 
     pub fn folder(&self) -> &Path {
@@ -139,22 +160,16 @@ impl House {
     }
 
     pub fn keeper(&self) -> KeeperClient {
-        let key = Some(SecretString::from(self.sandbox.key().to_owned()));
+        self.keeper_with(self.sandbox.key())
+    }
+
+    pub fn keeper_with(&self, key: &str) -> KeeperClient {
+        let key = Some(SecretString::from(key.to_owned()));
         KeeperClient::new(&self.home(), &Timing::quick(), Some(self.launcher()), key, &self.origin(), false)
     }
 
-    /// The services as the program wires them, in this process.
-    pub fn services(&self) -> Arc<Services> {
-        let key = Some(SecretString::from(self.sandbox.key().to_owned()));
-        app::wire(self.home(), Config::default(), key, self.sandbox.url(), self.launcher(), false).expect("services")
-    }
-
     pub fn origin(&self) -> String {
-        self.services_origin(self.sandbox.url())
-    }
-
-    fn services_origin(&self, url: &str) -> String {
-        url.parse::<autopod_mcp::runpod::ApiOrigin>().expect("an origin").to_string()
+        self.sandbox.url().parse::<autopod_mcp::runpod::ApiOrigin>().expect("an origin").to_string()
     }
 
     pub fn program(&self, arguments: &[&str]) -> Command {
@@ -194,6 +209,13 @@ impl House {
         made["pod_id"].as_str().unwrap_or_else(|| panic!("no id: {made}")).to_owned()
     }
 
+    /// A healthy tunnel on some free port of this machine.
+    pub async fn tunnel(&self, pod: &str) -> u16 {
+        let open = self.ok("start_tunnel", json!({ "pod": pod, "local_port": 0, "wait_seconds": 45 })).await;
+        assert_eq!(open["done"], true, "{open}");
+        u16::try_from(open["local_port"].as_u64().expect("a port")).expect("a port")
+    }
+
     /// A wish as the create tool writes it, with a lifetime that no argument could ask for.
     pub fn wish(&self, lifetime: SignedDuration) -> PodRecord {
         let request = PodRequest {
@@ -228,19 +250,9 @@ impl House {
         assert_eq!(status, 200, "{body}");
     }
 
-    pub async fn clear_faults(&self) {
-        self.raw(reqwest::Method::DELETE, "/_sandbox/faults", None).await;
-    }
-
     pub async fn advance(&self, seconds: f64) {
         let (status, body) =
             self.raw(reqwest::Method::POST, "/_sandbox/clock", Some(json!({ "advance_seconds": seconds }))).await;
-        assert_eq!(status, 200, "{body}");
-    }
-
-    pub async fn act(&self, id: &str, action: &str) {
-        let (status, body) =
-            self.raw(reqwest::Method::POST, &format!("/v2/pods/{id}/action"), Some(json!({ "action": action }))).await;
         assert_eq!(status, 200, "{body}");
     }
 
@@ -307,7 +319,7 @@ impl House {
         answer.json::<Value>().await.ok().filter(|stats| stats["devices"].is_array())
     }
 
-    fn end_processes(&self) {
+    pub fn end_processes(&self) {
         // A guard that lives would start its worker again, so guards first, until nothing is found.
         for _ in 0..200 {
             let Processes { guards, workers, ssh } = self.processes();
@@ -344,9 +356,15 @@ impl Drop for House {
                 let _ = writeln!(std::io::stderr(), "keeper: {line}");
             }
             for name in ["pods.json", "tunnels.json"] {
-                let text = std::fs::read_to_string(self.home.join(name)).unwrap_or_default();
-                let _ = writeln!(std::io::stderr(), "{name}: {text}");
+                let bytes = std::fs::read(self.home.join(name)).unwrap_or_default();
+                let records: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+                for (entry, record) in records["entries"].as_object().into_iter().flatten() {
+                    let _ = writeln!(std::io::stderr(), "{name}: {entry}: {}", record["known"]);
+                }
             }
+        }
+        if let Some(hurry) = &self.hurry {
+            hurry.abort();
         }
         self.end_processes();
     }

@@ -1,5 +1,6 @@
 //! One binary for all tests, so that a newcomer links once.
 
+mod bad_input;
 mod comfy_client;
 mod comfy_tools;
 mod demo;
@@ -12,10 +13,19 @@ mod faces_support;
 mod hostile;
 mod imports;
 mod keeper_create;
+mod keeper_ending;
+mod keeper_kills;
+mod keeper_records;
+mod keeper_sshd;
 mod keeper_support;
+mod keeper_tunnels;
 mod readme;
 mod runpod_provider;
 mod sandbox_container;
 mod sandbox_world;
 mod secrets;
+mod story_mcp;
+mod story_rpc;
+mod story_shell;
+mod story_support;
 mod support;

@@ -7,15 +7,20 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::Deserialize;
 
-use crate::background::Launcher;
+use crate::background::{KeeperClient, Launcher, account_of};
 use crate::config::{self, Home};
-use crate::fleet::{Fleet, Phase};
+use crate::fleet::{Fleet, HomeIdentity, Phase};
+use crate::runpod::ApiOrigin;
 use crate::state::{self, Lock};
 use crate::timing::Timing;
-use crate::tools::{ErrorKind, ToolError};
+use crate::tools::context::Services;
+use crate::tools::{ErrorKind, StillBilling, ToolError};
 use crate::tunnel::Tunnels;
 
 const STARTS_WITHIN: Duration = Duration::from_secs(15);
+/// A keeper whose provider is gone has nothing to wait for but an attempt to reach it.
+const KEEPER_ENDS_WITHIN: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// `sandbox.json`, as the sandbox writes it when it listens.
 #[derive(Debug, Deserialize)]
@@ -39,10 +44,15 @@ pub(super) async fn ensure(home: &Home, launcher: &Launcher) -> Result<World, To
     let starting = tokio::task::spawn_blocking(move || Lock::take(&path, STARTS_WITHIN))
         .await
         .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
-    if let Some(world) = living(home)? {
-        return Ok(world);
+    // One that is ending holds its lock until its records are closed.
+    let started = Instant::now();
+    while state::is_held(&home.lock("sandbox")) && started.elapsed() < STARTS_WITHIN {
+        if let Some(world) = living(home)? {
+            return Ok(world);
+        }
+        tokio::time::sleep(PAUSE).await;
     }
-    close_records_of_the_last_world(home).await?;
+    close_world(home).await?;
     let _ = std::fs::remove_file(home.root().join("sandbox.json"));
     let log = home.logs().join("sandbox.log");
     launcher
@@ -58,7 +68,7 @@ pub(super) async fn ensure(home: &Home, launcher: &Launcher) -> Result<World, To
             return Err(ToolError::new(ErrorKind::Setup, "the sandbox did not start")
                 .hint(format!("its log is {}", log.display())));
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(PAUSE).await;
     };
     drop(starting);
     Ok(world)
@@ -81,7 +91,45 @@ pub fn read_sandbox_file(folder: &Path) -> Option<SandboxFile> {
     serde_json::from_slice(&bytes).ok()
 }
 
-/// The pods of a sandbox end with it, which is true of no other provider: their records are closed.
+/// Whether services that were wired for a sandbox can still be used: its world, with its pods, may have ended, and
+/// another one begun.
+pub fn check_world(services: &Services) -> Result<(), ToolError> {
+    if let Some(world) = living(&services.home)? {
+        let origin: ApiOrigin = world.url.parse()?;
+        if services.keeper.account() == Some(account_of(&origin.to_string(), &world.key)) {
+            return Ok(());
+        }
+    }
+    Err(ToolError::new(ErrorKind::Network, "the sandbox that this server used has ended, and its pods with it")
+        .hint("call again: that is answered by a fresh sandbox, with no pods")
+        .billing(StillBilling::No))
+}
+
+/// A sandbox takes every pod recorded in its home for its own, and for gone when it ends. In a home with pods at a real
+/// provider that would leave them running with nobody to end them.
+pub fn refuse_real_home(home: &Home) -> Result<(), ToolError> {
+    let account = HomeIdentity::read(home)?.and_then(|identity| identity.account);
+    let origin = account.as_deref().and_then(|account| account.split(' ').next()).map(str::parse::<ApiOrigin>);
+    if origin.is_none_or(|origin| origin.is_ok_and(|origin| origin.is_loopback())) {
+        return Ok(());
+    }
+    let whose = format!("{} is the home of a real account, so no sandbox runs in it", home.root().display());
+    Err(ToolError::refused(whose).hint("give another --folder, or set AUTOPOD_HOME to another folder"))
+}
+
+/// What is left of a world that has ended: its keeper, which has nothing to keep any more, and its records.
+pub async fn close_world(home: &Home) -> Result<(), ToolError> {
+    refuse_real_home(home)?;
+    let keeper = KeeperClient::new(home, &Timing::quick(), None, None, "", false);
+    let started = Instant::now();
+    while keeper.is_alive() && started.elapsed() < KEEPER_ENDS_WITHIN {
+        keeper.retire().await;
+        tokio::time::sleep(PAUSE).await;
+    }
+    close_records_of_the_last_world(home).await
+}
+
+/// The pods of a sandbox end with it, which is true of no other provider.
 async fn close_records_of_the_last_world(home: &Home) -> Result<(), ToolError> {
     let timing = Timing::quick();
     let fleet = Fleet::new(home, &timing);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use super::{LaunchError, Launcher, Started};
+use super::{LaunchError, Launcher, Started, version};
 use crate::config::Home;
 use crate::state::{self, Lock, StateError};
 use crate::timing::Timing;
@@ -61,6 +61,11 @@ pub enum KeeperError {
     Launch(#[from] LaunchError),
     #[error("the keeper did not answer within {waited:?}; its log is {}", log.display())]
     Silent { waited: Duration, log: PathBuf },
+    #[error(
+        "version {newer} of this program keeps this home, and this is {}; restart the client so that it starts the newer one",
+        version::OURS
+    )]
+    Newer { newer: String },
     #[error(transparent)]
     State(#[from] StateError),
 }
@@ -137,6 +142,10 @@ impl KeeperClient {
                     tracing::info!(from = hello.origin, to = self.origin, "the keeper is replaced");
                     self.retire().await;
                 }
+                Some(hello) if version::is_newer(version::OURS, &hello.version) => {
+                    tracing::info!(from = hello.version, to = version::OURS, "a newer version takes over");
+                    self.retire().await;
+                }
                 Some(hello) => {
                     if let Some(key) = self.key.as_ref().filter(|_| hello.account != self.account()) {
                         let _ = self.send(&Request::Key { key: key.expose_secret().to_owned() }).await;
@@ -187,6 +196,9 @@ impl KeeperClient {
         let Some(_starting) = Lock::try_take(&self.home.lock("keeper-start"))? else { return Ok(()) };
         if self.is_alive() {
             return Ok(());
+        }
+        if let Some(newer) = version::newer_keeper(&self.home) {
+            return Err(KeeperError::Newer { newer });
         }
         let seed = KeeperSeed {
             key: self.key.as_ref().map(|key| key.expose_secret().to_owned()),

@@ -162,13 +162,18 @@ async fn until_done<C: Future<Output = Result<Answer, ToolError>>>(
     timeout: Option<Duration>,
 ) -> Result<(&'static ToolDef, Answer), ToolError> {
     let started = Instant::now();
+    let mut created = None;
     let left = || timeout.unwrap_or_default().saturating_sub(started.elapsed());
     loop {
         let call_started = Instant::now();
         if timeout.is_some() && (tool.input_schema)().pointer("/properties/wait_seconds").is_some() {
             arguments[WAIT_FIELD] = json!(left().as_secs().min(WAIT_DEFAULT_SECONDS));
         }
-        let answer = call(tool, arguments.clone()).await?;
+        let mut answer = call(tool, arguments.clone()).await?;
+        // What the first call made is there already for the next one, but it was this command that made it.
+        if let Some(now) = answer.value.get_mut("created") {
+            *now = created.get_or_insert_with(|| now.clone()).clone();
+        }
         if is_done(&answer.value) || left().is_zero() {
             return Ok((tool, answer));
         }
@@ -198,6 +203,14 @@ fn next_call(answer: &Value) -> Option<(&'static ToolDef, Value)> {
     Some((tool, arguments))
 }
 
+/// [`next_call`] as a person types it: the same command again would begin the work anew.
+fn next_command(answer: &Value) -> Option<String> {
+    let (tool, arguments) = next_call(answer)?;
+    let row = ROWS.iter().find(|row| row.tool == tool.name)?;
+    let positional = row.positional.and_then(|field| arguments.get(field))?;
+    Some(format!("{} {}", row.path, render::clean(&render::text(positional))))
+}
+
 /// In the row's words, or in those of the row of the tool that answered, or else in the tool's own.
 fn shown(row: &Row, answered: &ToolDef, answer: &Answer) -> String {
     let rows = std::iter::once(row).chain(ROWS);
@@ -215,7 +228,10 @@ fn not_done(tool: &ToolDef, answer: &Value, timeout: Option<Duration>) -> ToolEr
         tool.name,
         render::clean(&waiting_for.unwrap_or_default())
     ))
-    .hint("run the same command again to go on waiting");
+    .hint(match next_command(answer) {
+        Some(command) => format!("go on waiting with `{command}`"),
+        None => "run the same command again to go on waiting".to_owned(),
+    });
     error.still_billing = match answer.get("still_billing").and_then(Value::as_str) {
         Some("yes") => Some(StillBilling::Yes),
         Some("no") => Some(StillBilling::No),

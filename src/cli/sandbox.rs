@@ -11,17 +11,18 @@ use tokio::io::AsyncReadExt;
 use super::output;
 use super::signals::terminated;
 use crate::app;
-use crate::background::KeeperClient;
 use crate::config::Home;
 use crate::environment::Environment;
 use crate::errors::chain;
 use crate::sandbox::{self, ClockMode, SandboxOptions};
-use crate::state::{self, Lock};
-use crate::timing::Timing;
+use crate::state::{self, Lock, StateError};
 use crate::tools::{ErrorKind, ToolError};
 
 const IDLE_LIMIT: Duration = Duration::from_secs(30 * 60);
-const STOPS_WITHIN: Duration = Duration::from_secs(10);
+/// With its pods' servers and its keeper.
+const STOPS_WITHIN: Duration = Duration::from_secs(30);
+/// How long a lock may be held by somebody who only looks at it.
+const LONGEST_LOOK: Duration = Duration::from_millis(300);
 const STAYS_AWAY: Duration = Duration::from_millis(500);
 
 /// Run a RunPod on loopback, with real SSH servers and a ComfyUI behind its pods
@@ -58,12 +59,13 @@ pub async fn run(args: SandboxArgs, environment: &Environment) -> Result<u8, Too
     if args.stop {
         return stop(&home).await;
     }
+    app::refuse_real_home(&home)?;
     let detached = args.background || args.tethered;
     if detached {
         // The terminal or server that started us may be killed with its process group.
         let _ = rustix::process::setsid();
     }
-    let Some(lock) = Lock::try_take(&home.lock("sandbox"))? else { return Err(runs_already(&home)) };
+    let Some(lock) = take_lock(&home).await? else { return Err(runs_already(&home)) };
     let sandbox = sandbox::start(SandboxOptions {
         listen: args.listen,
         folder: home.root().to_owned(),
@@ -87,11 +89,27 @@ pub async fn run(args: SandboxArgs, environment: &Environment) -> Result<u8, Too
         () = stdin_ended(), if args.tethered => {}
     }
     sandbox.stop().await;
-    drop(lock);
     if args.tethered {
+        drop(lock);
         remove_home(&home).await;
+        return Ok(0);
     }
+    // Before the lock is let go of: afterwards the records may be those of another world.
+    app::close_world(&home).await?;
+    drop(lock);
     Ok(0)
+}
+
+/// `None` when another sandbox holds it. Who looks whether a sandbox lives takes the lock for a moment, which must not
+/// pass for a sandbox.
+async fn take_lock(home: &Home) -> Result<Option<Lock>, ToolError> {
+    let path = home.lock("sandbox");
+    let taken = tokio::task::spawn_blocking(move || Lock::take(&path, LONGEST_LOOK)).await;
+    match taken.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(StateError::Locked { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn stop(home: &Home) -> Result<u8, ToolError> {
@@ -100,7 +118,6 @@ async fn stop(home: &Home) -> Result<u8, ToolError> {
         output::say("No sandbox runs there.");
         return Ok(0);
     }
-    let url = app::read_sandbox_file(home.root()).map(|file| file.url);
     // That the lock is held proves that the process id inside is that of the sandbox.
     let pid = state::holder(&path).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
     let ended = async {
@@ -118,29 +135,8 @@ async fn stop(home: &Home) -> Result<u8, ToolError> {
     if !stopped {
         return Err(ToolError::failed(format!("the sandbox in {} did not end", home.root().display())));
     }
-    if let Some(url) = url {
-        end_keeper(home, &url).await;
-    }
     output::say("The sandbox has ended, and its pods with it.");
     Ok(0)
-}
-
-/// With its world gone the keeper has nothing to keep, and would make the home anew if that were removed now. One of
-/// another provider is left alone.
-async fn end_keeper(home: &Home, url: &str) {
-    let keeper = KeeperClient::new(home, &Timing::quick(), None, None, url, false);
-    if keeper.hello().await.is_none_or(|hello| hello.origin != url) {
-        return;
-    }
-    let ended = async {
-        while keeper.is_alive() {
-            keeper.retire().await;
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    if tokio::time::timeout(STOPS_WITHIN, ended).await.is_err() {
-        tracing::warn!("the keeper of the sandbox's home is still there; it ends by itself");
-    }
 }
 
 fn runs_already(home: &Home) -> ToolError {

@@ -6,7 +6,6 @@ use tokio_util::sync::CancellationToken;
 use super::signals::Signals;
 use crate::app::{self, AppOptions};
 use crate::server::{LazyServices, mcp};
-use crate::state;
 use crate::timing::KEEPER_LOOKED_AFTER_EVERY;
 use crate::tools::ToolError;
 
@@ -44,13 +43,12 @@ pub(super) async fn look_after_keeper(options: AppOptions, services: LazyService
     }
 }
 
-/// The services of these options, wired at the first call; wired again when they are a sandbox's and it has ended, as
-/// it does by itself when nothing happens for long.
+/// The services of these options, wired at the first call.
 pub(super) fn lazily(options: AppOptions) -> LazyServices {
-    let in_sandbox = options.sandbox;
+    let is_sandbox = options.sandbox;
     let services = LazyServices::new(move || {
         let options = options.clone();
         Box::pin(async move { app::services(&options).await })
     });
-    services.as_long_as(move |services| !in_sandbox || state::is_held(&services.home.lock("sandbox")))
+    if is_sandbox { services.checked(app::check_world) } else { services }
 }

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio_util::sync::CancellationToken;
@@ -76,9 +77,13 @@ async fn watch_worker(mut worker: Child, seed: &mut KeeperSeed, stop: &Cancellat
             () = stop.cancelled() => break,
         }
     }
-    drop(stdin);
+    // By a signal, for the end of its stdin would tell it that we died, and it would start another guard.
+    if let Some(pid) = worker.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?)) {
+        let _ = kill_process(pid, Signal::TERM);
+    }
     if tokio::time::timeout(WORKER_ENDS_WITHIN, worker.wait()).await.is_err() {
         let _ = worker.kill().await;
     }
+    drop(stdin);
     true
 }

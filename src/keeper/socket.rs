@@ -10,7 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::Keeper;
-use crate::background::{Hello, Request, account_of, socket_path};
+use crate::background::{Hello, Request, account_of, socket_path, version};
 use crate::state::{self, StateError};
 
 /// A line holds a key at most.
@@ -83,7 +83,7 @@ impl Keeper {
     fn hello(&self) -> Hello {
         Hello {
             pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: version::OURS.to_owned(),
             has_key: self.provider.borrow().is_some(),
             account: self.account.borrow().clone(),
             origin: self.origin.clone(),

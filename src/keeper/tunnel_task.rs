@@ -13,7 +13,7 @@ use crate::comfy::{ComfyClient, ComfyError, ComfyTimeouts};
 use crate::errors::chain;
 use crate::fleet::PodRecord;
 use crate::provider::{ProviderError, SshAddress};
-use crate::ssh::{Cause, Forward, KeyError, Tunnel};
+use crate::ssh::{self, Cause, Forward, KeyError, Tunnel};
 use crate::state::StateError;
 use crate::tunnel::{LocalPort, TunnelKnown, TunnelRecord, TunnelState};
 
@@ -63,6 +63,7 @@ pub(super) async fn hold(keeper: Arc<Keeper>, name: String, intent: String) {
         taken: BTreeSet::new(),
         own_port_busy_since: None,
     };
+    task.end_leftover().await;
     while !keeper.stop.is_cancelled() {
         match task.record() {
             Ok(Some(record)) if !record.wanted.open => {
@@ -82,6 +83,16 @@ pub(super) async fn hold(keeper: Arc<Keeper>, name: String, intent: String) {
 }
 
 impl TunnelTask {
+    /// An earlier keeper that was killed may have left its ssh behind, which would hold our port.
+    async fn end_leftover(&self) {
+        let Ok(Some(TunnelRecord { wanted, known, .. })) = self.record() else { return };
+        if let Some(pid) = known.ssh_pid
+            && !ssh::end_leftover(pid, &wanted.pod_id).await
+        {
+            tracing::error!(tunnel = self.name, pid, "the ssh of an earlier keeper can't be ended");
+        }
+    }
+
     /// One ssh child from its start to its end.
     async fn attempt(&mut self, record: TunnelRecord) {
         let target = match self.whereabouts(&record).await {

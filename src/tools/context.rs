@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::background::KeeperClient;
 use crate::config::{Config, Home};
+use crate::errors::chain;
 use crate::errors::harmless;
 use crate::fleet::{Fleet, HomeIdentity, PodRecord};
 use crate::provider::{GpuProvider, PodStatus};
@@ -64,13 +65,21 @@ impl Services {
     pub async fn refuse_foreign_account(&self) -> Result<(), ToolError> {
         let Some(account) = self.keeper.account() else { return Ok(()) };
         let records = self.fleet.read()?;
-        let open: Vec<_> = records.values().filter(|record| record.is_open()).collect();
-        if HomeIdentity::bind(&self.home, &self.timing, &account, !open.is_empty())? {
+        let open: Vec<_> = records.iter().filter(|(_, record)| record.is_open()).collect();
+        let unwritten = match HomeIdentity::bind(&self.home, &self.timing, &account, !open.is_empty()) {
+            Ok(true) => return Ok(()),
+            Ok(false) => None,
+            Err(error) => Some(error),
+        };
+        if self.sees_one_of(&open).await {
+            // Another key of the same account, or a disk that doesn't take the binding: neither may keep a pod alive.
+            if let Err(error) = HomeIdentity::rebind(&self.home, &self.timing, &account) {
+                tracing::warn!(error = %chain(&error), "whose home this is can't be written");
+            }
             return Ok(());
         }
-        if self.sees_one_of(&open).await {
-            tracing::info!("another key shows the pods recorded here, so it is the same account's");
-            return Ok(HomeIdentity::rebind(&self.home, &self.timing, &account)?);
+        if let Some(error) = unwritten {
+            return Err(error.into());
         }
         Err(ToolError::refused(format!(
             "the pods recorded in {} belong to another API key or provider, so nothing is changed through this one",
@@ -83,11 +92,15 @@ impl Services {
 
 impl Services {
     /// Whether the key in hand shows one of these pods alive: then it is a new key of the account that made them.
-    async fn sees_one_of(&self, open: &[&PodRecord]) -> bool {
+    async fn sees_one_of(&self, open: &[(&String, &PodRecord)]) -> bool {
         let Some(provider) = &self.provider else { return false };
         let Ok(listed) = provider.pods().await else { return false };
-        let recorded = |id: &String| open.iter().any(|record| record.known.pod_id.as_ref() == Some(id));
-        listed.value.iter().any(|pod| pod.status != PodStatus::Terminated && recorded(&pod.id))
+        listed.value.iter().filter(|pod| pod.status != PodStatus::Terminated).any(|pod| {
+            let same = |(name, record): &(&String, &PodRecord)| {
+                record.known.pod_id.as_ref() == Some(&pod.id) || record.cloud_name(name) == pod.name
+            };
+            open.iter().any(same)
+        })
     }
 }
 

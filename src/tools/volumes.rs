@@ -54,7 +54,8 @@ impl Tool for ListVolumes {
             })
             .collect();
         Ok(ListVolumesOutput {
-            total_monthly_usd: (rows.iter().map(|row| row.monthly_usd).sum::<f64>() * 100.0).round() / 100.0,
+            // An empty sum of floats is -0.0.
+            total_monthly_usd: (rows.iter().fold(0.0, |sum, row| sum + row.monthly_usd) * 100.0).round() / 100.0,
             volumes: rows,
         })
     }

@@ -6,8 +6,10 @@ use autopod_mcp::tools::ErrorKind;
 use axum::Router;
 use axum::routing::{get, post};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
-use super::{picture, sampler};
+use super::{kill_ssh, picture, sampler};
 use crate::support::world::World;
 
 fn id_of(answer: &Value) -> String {
@@ -26,6 +28,8 @@ async fn what_a_call_had_no_time_for_is_found_again() {
     assert_eq!((&queue["running"][0]["job"], &queue["running"][0]["position"]), (&json!(id), &json!(0)), "{queue}");
     let now = world.ask("comfy_job", json!({ "prompt_id": id, "wait_seconds": 0 })).await;
     assert_eq!((&now["done"], &now["prompt_id"]), (&json!(false), &json!(id)), "{now}");
+    // Nor is it lost with the tunnel, which comes back under it.
+    kill_ssh(&world);
     let end = world.ask("comfy_job", json!({ "prompt_id": id })).await;
     assert_eq!((&end["state"], &end["files"].as_array().map(Vec::len)), (&json!("done"), &Some(1)), "{end}");
     let again = world.ask("comfy_job", json!({ "prompt_id": id })).await;
@@ -70,6 +74,8 @@ async fn commands_wait_with_bounded_calls_until_it_is_done() {
     let output = output.expect("the program");
     let answer: Value = serde_json::from_slice(&output.stdout).expect("an answer");
     assert_eq!((output.status.code(), &answer["done"]), (Some(1), &json!(false)), "{answer}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains(&format!("`comfy job {}`", id_of(&answer))), "{said}");
     let output = world.program(&["comfy", "job", &id_of(&answer), "--json"]).output().await.expect("the program");
     let answer: Value = serde_json::from_slice(&output.stdout).expect("an answer");
     assert_eq!((output.status.code(), &answer["state"]), (Some(0), &json!("done")), "{answer}");
@@ -97,7 +103,7 @@ async fn a_process_that_died_before_the_submit_says_run_again() {
     let server = Router::new()
         .route("/system_stats", get(move || async move { axum::Json(stats) }))
         .route("/upload/image", post(upload));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let server = tokio::spawn(async move { axum::serve(listener, server).await });
 
@@ -120,4 +126,35 @@ async fn a_process_that_died_before_the_submit_says_run_again() {
     assert_eq!((&answer["state"], &answer["done"]), (&json!("not_submitted"), &json!(true)), "{answer}");
     assert!(answer["next"].as_str().is_some_and(|next| next.starts_with("run again")), "{answer}");
     server.abort();
+}
+
+/// A ComfyUI that takes a prompt and dies before it answers.
+async fn dying_comfyui(listener: TcpListener) {
+    loop {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut request = vec![0; 16 * 1024];
+        let length = stream.read(&mut request).await.expect("a request");
+        if request[..length].starts_with(b"POST /prompt") {
+            return;
+        }
+        let body = json!({ "system": { "comfyui_version": "0.3.64" }, "devices": [] }).to_string();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+        let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_answer_to_a_submit_is_an_unknown_outcome() {
+    let world = World::new().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let comfyui = tokio::spawn(dying_comfyui(listener));
+    let error = world.refusal("comfy_run", json!({ "workflow": sampler(1, 0), "url": url })).await;
+    comfyui.await.expect("it died of the prompt");
+    assert_eq!((error.kind, error.retryable), (ErrorKind::UnknownOutcome, false), "{error}");
+    let hint = error.hint.clone().unwrap_or_default();
+    let id = hint.split('"').nth(3).unwrap_or_else(|| panic!("no id in {error}"));
+    let answer = world.ask("comfy_job", json!({ "prompt_id": id, "wait_seconds": 0 })).await;
+    assert_eq!((&answer["state"], &answer["done"]), (&json!("submitting"), &json!(false)), "{answer}");
+    assert!(answer["waiting_for"].as_str().is_some_and(|what| what.contains("nothing listens")), "{answer}");
 }

@@ -19,7 +19,7 @@ async fn bad_input_is_refused_by_the_name_of_its_field() {
         (json!({}), "`workflow`", "workflow_path"),
         (json!({ "workflow": sampler(1, 0), "workflow_path": editors }), "`workflow`", "not both"),
         (json!({ "workflow": {} }), "`workflow`", "no nodes"),
-        (json!({ "workflow": [] }), "`workflow`", "map"),
+        (json!({ "workflow": [] }), "`workflow`", "expected an object"),
         (json!({ "workflow": { "1": { "inputs": {} } } }), "`workflow`", "class_type"),
         (json!({ "workflow_path": editors }), "`workflow_path`", "Export (API)"),
         (json!({ "workflow_path": broken }), "`workflow_path`", "line 2"),

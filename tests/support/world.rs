@@ -95,19 +95,33 @@ impl World {
         }
     }
 
-    /// Creates the pod `comfy`, waits until its ComfyUI answers, and gives the pod's id.
+    /// Creates the pod `comfy`, waits until its ComfyUI answers, and gives the pod's id. The world's clock leaps over
+    /// the seconds in which a pod starts.
     pub async fn ready_pod(&self) -> String {
-        let pod = self.ask("create_pod_with_volume", json!({})).await;
+        let placed = async {
+            while self.sandbox_get("pods").await["pods"].as_array().expect("pods").is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let url = format!("{}/_sandbox/clock", self.sandbox.url());
+            let leap = self.http.post(url).bearer_auth(self.sandbox.key()).json(&json!({ "advance_seconds": 10 }));
+            leap.send().await.and_then(reqwest::Response::error_for_status).expect("a leap");
+        };
+        let (pod, ()) = tokio::join!(self.ask("create_pod_with_volume", json!({})), placed);
         let status = self.ask("comfy_status", json!({})).await;
         assert_eq!(status["ready"], true, "{status}");
         pod["pod_id"].as_str().expect("an id").to_owned()
     }
 
+    /// One of the sandbox's own pages, such as `pods`.
+    pub async fn sandbox_get(&self, page: &str) -> Value {
+        let url = format!("{}/_sandbox/{page}", self.sandbox.url());
+        let answer = self.http.get(url).bearer_auth(self.sandbox.key()).send().await.expect("an answer");
+        answer.json().await.expect("JSON")
+    }
+
     /// What the sandbox itself recorded of a pod, such as each request to its ComfyUI.
     pub async fn events(&self, pod_id: &str) -> Vec<Value> {
-        let url = format!("{}/_sandbox/pods", self.sandbox.url());
-        let answer = self.http.get(url).bearer_auth(self.sandbox.key()).send().await.expect("an answer");
-        let body: Value = answer.json().await.expect("JSON");
+        let body = self.sandbox_get("pods").await;
         let mut pods = body["pods"].as_array().expect("pods").iter();
         let pod = pods.find(|pod| pod["id"] == pod_id).expect("the pod");
         pod["events"].as_array().expect("events").clone()

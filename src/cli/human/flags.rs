@@ -2,10 +2,10 @@
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{Row, WAIT_FIELD};
-use crate::tools::{ToolDef, ToolError};
+use crate::tools::{PATH_MARK, ToolDef, ToolError};
 
 /// How a field is written on the command line.
 enum Kind {
@@ -16,6 +16,8 @@ enum Kind {
     Switch,
     /// The flag may be repeated.
     List(Box<Kind>),
+    /// An object with one text that is required: that text alone, or the whole object as JSON.
+    TextOf(String),
     /// Anything deeper, as JSON.
     Json,
 }
@@ -28,7 +30,15 @@ impl Kind {
             Some("number") => Self::Number,
             Some("boolean") => Self::Switch,
             Some("array") => match schema.get("items").map(Self::of) {
-                Some(item @ (Self::Text | Self::Integer | Self::Number)) => Self::List(Box::new(item)),
+                Some(item @ (Self::Text | Self::Integer | Self::Number | Self::TextOf(_))) => {
+                    Self::List(Box::new(item))
+                }
+                _ => Self::Json,
+            },
+            Some("object") => match schema.get("required").and_then(Value::as_array).map(Vec::as_slice) {
+                Some([Value::String(only)]) if schema["properties"][only]["type"] == "string" => {
+                    Self::TextOf(only.clone())
+                }
                 _ => Self::Json,
             },
             _ => Self::Json,
@@ -68,10 +78,13 @@ pub(super) fn of(row: &Row, tool: &ToolDef) -> Vec<Arg> {
 fn flag(row: &Row, field: Field) -> Arg {
     let kind = Kind::of(&field.schema);
     let help = field.schema.get("description").and_then(Value::as_str).unwrap_or_default().trim_end_matches('.');
-    let mut arg = Arg::new(field.name.clone())
-        .help(help.to_owned())
-        .required(field.required)
-        .value_name(field.name.to_uppercase());
+    // Tools want absolute paths; a person's are completed before the call.
+    let help = match field.schema.get(PATH_MARK) {
+        Some(_) => help.replacen("Absolute path", "Path", 1),
+        None => help.to_owned(),
+    };
+    let mut arg =
+        Arg::new(field.name.clone()).help(help).required(field.required).value_name(field.name.to_uppercase());
     if row.positional != Some(field.name.as_str()) {
         arg = arg.long(field.name.replace('_', "-"));
     }
@@ -84,7 +97,13 @@ fn flag(row: &Row, field: Field) -> Arg {
             .value_parser(value_parser!(bool))
             .hide_possible_values(true)
             .value_name("BOOL"),
-        Kind::List(item) => parsed(arg.action(ArgAction::Append), item, field.schema.get("items")),
+        Kind::List(item) => {
+            // One at a time reads better in the singular.
+            if let Some(one) = field.name.strip_suffix('s') {
+                arg = arg.visible_alias(one.replace('_', "-")).value_name(one.to_uppercase());
+            }
+            parsed(arg.action(ArgAction::Append), item, field.schema.get("items"))
+        }
         kind => parsed(arg, kind, Some(&field.schema)),
     }
 }
@@ -101,7 +120,7 @@ fn parsed(arg: Arg, kind: &Kind, schema: Option<&Value>) -> Arg {
             None => arg,
         },
         Kind::Json => arg.value_name("JSON"),
-        Kind::Switch | Kind::List(_) => arg,
+        Kind::Switch | Kind::List(_) | Kind::TextOf(_) => arg,
     }
 }
 
@@ -133,6 +152,12 @@ fn given(kind: &Kind, name: &str, matches: &ArgMatches) -> Result<Vec<Value>, To
         Kind::Number => all::<f64>(name, matches).map(Value::from).collect(),
         Kind::Switch => all::<bool>(name, matches).map(Value::from).collect(),
         Kind::Text => all::<String>(name, matches).map(Value::from).collect(),
+        Kind::TextOf(only) => all::<String>(name, matches)
+            .map(|text| match serde_json::from_str(&text) {
+                Ok(object @ Value::Object(_)) => object,
+                _ => json!({ only: text }),
+            })
+            .collect(),
         Kind::Json | Kind::List(_) => all::<String>(name, matches)
             .map(|text| {
                 serde_json::from_str(&text).map_err(|error| ToolError::invalid(name, format!("not JSON: {error}")))

@@ -237,9 +237,14 @@ fn comfy_run(answer: &Value) -> String {
         },
         Some("not_submitted") => format!("The run {id} was never submitted."),
         Some("waiting") => format!("Nothing was submitted; waiting for {}.", clean(&text(&answer["waiting_for"]))),
-        _ => format!("The run {id} goes on: {}.", clean(&text(&answer["waiting_for"]))),
+        _ => clean(&format!(
+            "The run {id} goes on ({}); waiting for {}.",
+            text(&answer["progress"]["message"]),
+            text(&answer["waiting_for"])
+        )),
     }];
     let each = |name: &str| answer[name].as_array().cloned().unwrap_or_default();
+    lines.extend(each("files").iter().map(|row| clean(&text(&row["path"]))));
     lines
         .extend(each("texts").iter().map(|row| clean(&format!("Node {}: {}", text(&row["node"]), text(&row["text"])))));
     lines.extend(

@@ -46,6 +46,7 @@ impl PodTask {
         // wish may have been taken back.
         let still_wanted = matches!(self.record(), Ok(Some(record)) if self.reason_to_end(&record).is_none());
         if !journaled || !still_wanted {
+            self.back_off();
             self.know(|record| record.known.phase = Phase::Journaled).await;
             return;
         }

@@ -194,6 +194,7 @@ fn message(record: &JobRecord) -> String {
         (JobState::Downloading, _) => {
             format!("downloading, {} of {} files are here", record.saved.len(), record.files.len())
         }
+        (JobState::Prepared, _) => "preparing".to_owned(),
         (state, _) => word(state).to_owned(),
     }
 }
@@ -247,7 +248,12 @@ impl RunOutput {
                 })
                 .collect(),
             node_errors: record.node_errors.clone(),
-            waiting_for: (!done).then(|| message(record)),
+            waiting_for: match state {
+                RunState::Uploading | RunState::Submitting => Some("ComfyUI to take the run".to_owned()),
+                RunState::Pending | RunState::Running => Some("the run to end".to_owned()),
+                RunState::Downloading => Some("the outputs to be saved".to_owned()),
+                RunState::Waiting | RunState::Done | RunState::NotSubmitted => None,
+            },
             still_billing: target.billing(),
             next: match target.pod() {
                 _ if !done => format!("comfy_job {{\"prompt_id\": \"{id}\"}}"),
@@ -268,6 +274,12 @@ impl RunOutput {
             next: "run again: comfy_run with the same arguments; ComfyUI never got this run".to_owned(),
             ..Self::empty(RunState::NotSubmitted)
         }
+    }
+
+    /// A run whose pod has ended since.
+    pub(super) fn of_gone_pod(self) -> Self {
+        let next = "create_pod_with_volume before the next comfy_run; the pod of this run is gone".to_owned();
+        Self { still_billing: Some(StillBilling::No), next, ..self }
     }
 
     /// With the time since the run began, for a call that was there.
@@ -306,11 +318,12 @@ impl RunOutput {
         let id = self.prompt_id.as_deref().unwrap_or_default();
         let seconds = self.elapsed_seconds.map_or_else(String::new, |seconds| format!(" in {seconds} s"));
         let waiting_for = self.waiting_for.as_deref().unwrap_or_default();
+        let now = self.progress.as_ref().map_or("", |now| now.message.as_str());
         lines.push(match self.state {
-            RunState::Done => format!("The run {id} is done{seconds}; {} files saved.", self.files.len()),
+            RunState::Done => format!("The run {id} is done{seconds}; files saved: {}.", self.files.len()),
             RunState::NotSubmitted => format!("The run {id} was never submitted."),
             RunState::Waiting => format!("Nothing was submitted yet; waiting for {waiting_for}."),
-            _ => format!("The run {id} goes on: {waiting_for}."),
+            _ => format!("The run {id} goes on ({now}); waiting for {waiting_for}."),
         });
         lines.extend(
             self.files.iter().map(|file| format!("{} ({} bytes, node {})", file.path.display(), file.bytes, file.node)),

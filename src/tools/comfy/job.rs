@@ -8,8 +8,9 @@ use super::errors::word;
 use super::follow::{RunOutput, Teller, work};
 use super::{Target, reach, without_seconds};
 use crate::comfy::jobs::{JobError, JobState, JobStore};
+use crate::tools::context::Services;
 use crate::tools::waiting::Waiting;
-use crate::tools::{Context, Effect, Tool, ToolError};
+use crate::tools::{Context, Effect, StillBilling, Tool, ToolError};
 
 /// So many are listed for somebody who lost the id.
 const MOST_LISTED: usize = 5;
@@ -37,57 +38,78 @@ impl Tool for ComfyJob {
     type Output = RunOutput;
 
     async fn run(context: &Context, input: JobInput) -> Result<RunOutput, ToolError> {
-        let quiet = without_seconds(context);
-        let waiting = Waiting::new(&quiet, input.wait_seconds);
         let store = JobStore::new(context.services.home.root());
         let id: Uuid = input.prompt_id.trim().parse().map_err(|_| {
             ToolError::invalid("prompt_id", format!("{:?} is not an id as comfy_run gives it", input.prompt_id))
         })?;
-        let mut teller = Teller::new(context.progress.clone());
-        let job = loop {
-            let record = match store.read(id) {
-                Err(error @ JobError::NotFound(_)) => return Err(unknown(error, &store)),
-                record => record?,
-            };
-            if record.state.is_final() {
-                return RunOutput::of(&record);
-            }
-            match store.take(id) {
-                Ok(job) => break job,
-                Err(JobError::Held(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-            teller.tell(&record);
-            if !waiting.again().await {
-                return Ok(RunOutput::of(&record)?.timed(&record));
-            }
-        };
-        // Only under the lock does the record say what became of a process that worked on it.
-        let record = job.record().clone();
-        if record.state.is_final() {
-            return RunOutput::of(&record);
+        let answer = find(context, &store, id, input.wait_seconds).await;
+        // A run is remembered for longer than its pod lives.
+        if !store.read(id).is_ok_and(|record| is_pod_gone(&context.services, &record.base)) {
+            return answer;
         }
-        if matches!(record.state, JobState::Prepared | JobState::Uploading) {
-            return Ok(RunOutput::not_submitted(&record));
-        }
-        let target = Target::of_base(&record.base);
-        let ready = match reach(&waiting, &quiet, &target).await {
-            Ok(Ok(ready)) => ready,
-            Ok(Err(not_yet)) => return Ok(RunOutput::of(&record)?.timed(&record).waiting_for(not_yet)),
-            Err(error) => {
-                let state = word(record.state);
-                let message = format!("the run was {state} when it was last seen, and now: {}", error.message);
-                return Err(ToolError { message, ..error });
-            }
-        };
-        let record = work(&waiting, context, context.progress.clone(), ready.client, job, None).await;
-        let record = record.map_err(|error| target.told(error))?;
-        Ok(RunOutput::of(&record)?.timed(&record))
+        answer.map(RunOutput::of_gone_pod).map_err(|error| error.billing(StillBilling::No))
     }
 
     fn text(output: &RunOutput) -> String {
         output.text()
     }
+}
+
+async fn find(
+    context: &Context,
+    store: &JobStore,
+    id: Uuid,
+    wait_seconds: Option<u64>,
+) -> Result<RunOutput, ToolError> {
+    let quiet = without_seconds(context);
+    let waiting = Waiting::new(&quiet, wait_seconds);
+    let mut teller = Teller::new(context.progress.clone());
+    let job = loop {
+        let record = match store.read(id) {
+            Err(error @ JobError::NotFound(_)) => return Err(unknown(error, store)),
+            record => record?,
+        };
+        if record.state.is_final() {
+            return RunOutput::of(&record);
+        }
+        match store.take(id) {
+            Ok(job) => break job,
+            Err(JobError::Held(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        teller.tell(&record);
+        if !waiting.again().await {
+            return Ok(RunOutput::of(&record)?.timed(&record));
+        }
+    };
+    // Only under the lock does the record say what became of a process that worked on it.
+    let record = job.record().clone();
+    if record.state.is_final() {
+        return RunOutput::of(&record);
+    }
+    if matches!(record.state, JobState::Prepared | JobState::Uploading) {
+        return Ok(RunOutput::not_submitted(&record));
+    }
+    let target = Target::of_base(&record.base);
+    let ready = match reach(&waiting, &quiet, &target).await {
+        Ok(Ok(ready)) => ready,
+        Ok(Err(not_yet)) => return Ok(RunOutput::of(&record)?.timed(&record).waiting_for(not_yet)),
+        Err(error) => {
+            let state = word(record.state);
+            let message = format!("the run was {state} when it was last seen, and now: {}", error.message);
+            return Err(ToolError { message, ..error });
+        }
+    };
+    let record = work(&waiting, context, context.progress.clone(), ready.client, job, None).await;
+    let record = record.map_err(|error| target.told(error))?;
+    Ok(RunOutput::of(&record)?.timed(&record))
+}
+
+/// Whether the pod that a job's record names is one of ours that has ended.
+fn is_pod_gone(services: &Services, base: &str) -> bool {
+    let target = Target::of_base(base);
+    let record = target.pod().and_then(|name| services.fleet.get(name).ok().flatten());
+    record.is_some_and(|record| !record.is_open())
 }
 
 fn unknown(error: JobError, store: &JobStore) -> ToolError {

@@ -1,0 +1,166 @@
+//! kill -9 of everything that holds pods and tunnels: they come back by themselves, or with the next command.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use autopod_mcp::fleet::PodRecord;
+use autopod_mcp::tunnel::TunnelState;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::keeper_support::{House, kill, tell, until};
+
+/// A home with a pod and a tunnel to it.
+struct Held {
+    house: House,
+    pod_id: String,
+    port: u16,
+    record: PodRecord,
+}
+
+impl Held {
+    async fn new() -> Self {
+        let house = House::hurried().await;
+        let pod_id = house.create("held").await;
+        let port = house.tunnel("held").await;
+        let record = house.fleet().get("held").expect("records").expect("a record");
+        Self { house, pod_id, port, record }
+    }
+
+    /// One guard, one worker, one ssh, and ComfyUI answers on the same port as ever, of the same pod.
+    async fn is_whole(&self, after: &str) {
+        until(&format!("the tunnel after {after}"), async || self.house.stats_through(self.port).await).await;
+        until(&format!("one of each after {after}"), async || {
+            let found = self.house.processes();
+            let tunnel = self.house.tunnels().get("held:8188").ok()??.known;
+            let healthy = tunnel.state == TunnelState::Healthy && found.ssh == Vec::from_iter(tunnel.ssh_pid);
+            (found.guards.len() == 1 && found.workers.len() == 1 && healthy).then_some(())
+        })
+        .await;
+        let record = self.house.fleet().get("held").expect("records").expect("a record");
+        assert_eq!(record.known.pod_id.as_ref(), Some(&self.pod_id), "after {after}");
+        assert_eq!(record.expires_at(), self.record.expires_at(), "after {after}");
+        let tunnel = self.house.tunnels().get("held:8188").expect("records").expect("a record");
+        assert_eq!(tunnel.known.local_port, Some(self.port), "after {after}");
+        let (alive, posts) = (self.house.alive().await.len(), self.house.asked("createPod"));
+        assert_eq!((alive, posts), (1, 1), "after {after}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_or_guard_comes_back_by_itself() {
+    let held = Held::new().await;
+    for round in 0..2 {
+        let before = held.house.until_worker().await;
+        kill(before);
+        until("another worker", async || held.house.worker().filter(|worker| *worker != before)).await;
+        held.is_whole(&format!("kill -9 of the worker, round {round}")).await;
+
+        let guard = held.house.processes().guards[0];
+        kill(guard);
+        until("another guard", async || {
+            let found = held.house.processes();
+            (found.guards.len() == 1 && found.guards[0] != guard).then_some(())
+        })
+        .await;
+        held.is_whole(&format!("kill -9 of the guard, round {round}")).await;
+    }
+    held.house.end().await;
+}
+
+/// An ssh that somebody is connected through outlives its stdin, and would hold the port.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_connection_does_not_keep_the_port_from_the_next_ssh() {
+    let held = Held::new().await;
+    let mut connected = TcpStream::connect(("127.0.0.1", held.port)).await.expect("a connection");
+    connected.write_all(b"GET /system_stats HTTP/1.1\r\nHost: pod\r\n\r\n").await.expect("a written request");
+    assert!(connected.read(&mut [0; 16]).await.expect("an answer") > 0);
+    let ssh = held.house.processes().ssh;
+    let worker = held.house.until_worker().await;
+    kill(worker);
+    until("another worker", async || held.house.worker().filter(|now| *now != worker)).await;
+    held.is_whole("the worker was killed with a connection open").await;
+    assert_ne!(held.house.processes().ssh, ssh);
+    held.house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_guard_and_worker_killed_the_next_command_heals() {
+    let held = Held::new().await;
+    for (tool, arguments) in [
+        ("list_pods", json!({})),
+        ("list_tunnels", json!({})),
+        ("get_pod", json!({ "pod": "held" })),
+        ("start_tunnel", json!({ "pod": "held" })),
+        ("create_pod_with_volume", json!({ "name": "held" })),
+    ] {
+        let found = held.house.processes();
+        // The worker first: one whose guard has died starts another at once, a guard pauses before it does.
+        for pid in found.workers.into_iter().chain(found.guards) {
+            kill(pid);
+        }
+        until("the end of ssh, which dies with its holder", async || {
+            let found = held.house.processes();
+            (found.guards.is_empty() && found.workers.is_empty() && found.ssh.is_empty()).then_some(())
+        })
+        .await;
+        let answer = held.house.ok(tool, arguments).await;
+        held.is_whole(&format!("both were killed and {tool} answered {answer}")).await;
+    }
+    held.house.end().await;
+}
+
+/// Whatever is killed, at whatever moment: afterwards, with one command, all is as it was.
+pub async fn killed_at_random(rounds: usize) {
+    let held = Held::new().await;
+    let mut hits = BTreeMap::new();
+    for round in 0..rounds {
+        let random = uuid::Uuid::new_v4().as_u128();
+        let call = held.house.command("start_tunnel", &json!({ "pod": "held", "wait_seconds": 5 })).spawn();
+        let mut call = call.expect("the program");
+        tokio::time::sleep(Duration::from_millis(u64::try_from(random % 400).expect("small"))).await;
+        let found = held.house.processes();
+        let (kind, victims) = match (random >> 64) % 4 {
+            0 => ("guard", found.guards),
+            1 => ("worker", found.workers),
+            2 => ("ssh", found.ssh),
+            _ => ("caller", Vec::from_iter(call.id())),
+        };
+        for victim in victims {
+            kill(victim);
+            *hits.entry(kind).or_insert(0) += 1;
+        }
+        let _ = call.wait().await;
+        held.house.tunnels().read().expect("readable records");
+        held.house.fleet().read().expect("readable records");
+        held.house.ok("list_tunnels", json!({})).await;
+        held.is_whole(&format!("round {round}, a {kind} was killed")).await;
+    }
+    tell(&format!("random kills: {rounds} rounds, hits {hits:?}, the pod and its tunnel were there after each"));
+    held.house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_at_any_moment_loses_nothing() {
+    killed_at_random(5).await;
+}
+
+/// The key that the keeper has was revoked, and the user set a new one of the same account.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_of_the_same_account_is_taken_over_by_the_keeper() {
+    let held = Held::new().await;
+    let house = held.house;
+    house.end_processes();
+    // As it is after a rotation: the home is bound to the old key, and a keeper with the old key lives.
+    let identity = std::fs::read_to_string(house.home.join("home.json")).expect("home.json");
+    let mut identity: serde_json::Value = serde_json::from_str(&identity).expect("JSON");
+    identity["account"] = json!(format!("{} revoked", house.origin()));
+    std::fs::write(house.home.join("home.json"), identity.to_string()).expect("a written file");
+    house.keeper_with("revoked-key").ensure_and_wake().await.expect("a keeper");
+    until("a refusal of the old key", async || house.fleet().get("held").ok()??.known.problem).await;
+    let done = house.ok("terminate_pod", json!({ "pod": "held" })).await;
+    assert_eq!((&done["done"], house.alive().await.len()), (&json!(true), 0), "{done}");
+    until("a closed record", async || house.fleet().get("held").ok()?.filter(|record| !record.is_open())).await;
+    house.end().await;
+}
