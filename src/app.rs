@@ -21,7 +21,7 @@ use crate::tools::context::Services;
 use crate::tools::{ErrorKind, ToolError};
 use crate::tunnel::Tunnels;
 
-pub use sandbox_home::{SandboxFile, check_world, close_world, read_sandbox_file};
+pub use sandbox_home::{SandboxFile, check_world, close_world, read_sandbox_file, refuse_real_home};
 
 /// What `main` and the flags decide about the wiring.
 #[derive(Debug, Clone)]

@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::state::{self, StateError};
 
 pub use keeper_client::{
-    Hello, KeeperClient, KeeperError, KeeperSeed, Request, account_of, launch_keeper, socket_path,
+    Hello, KeeperClient, KeeperError, KeeperSeed, Request, account_of, launch_keeper, refuse_foreign_folder,
+    socket_path,
 };
 
 #[derive(Debug, thiserror::Error)]

@@ -37,6 +37,9 @@ impl Home {
             return Err(ConfigError::Relative(root));
         }
         state::make_private_folder(&root)?;
+        // A linked home is one home, whichever way it is named.
+        let root = root.canonicalize().unwrap_or(root);
+        close_to_others(&root)?;
         if let Some(kind) = network_file_system(&root) {
             return Err(ConfigError::NetworkFileSystem { path: root, kind });
         }
@@ -83,6 +86,16 @@ impl Home {
     pub fn sandbox(&self) -> PathBuf {
         if self.lock("sandbox").exists() { self.root.clone() } else { self.root.join("sandbox") }
     }
+}
+
+/// A folder that was there before may be open to others, and our key goes over a socket in it.
+fn close_to_others(root: &Path) -> Result<(), ConfigError> {
+    let failed = |error: std::io::Error| ConfigError::Unreadable { path: root.to_owned(), reason: error.to_string() };
+    let mode = std::fs::metadata(root).map_err(failed)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        std::fs::set_permissions(root, std::fs::Permissions::from_mode(mode & 0o700)).map_err(failed)?;
+    }
+    Ok(())
 }
 
 #[cfg(target_os = "linux")]

@@ -14,8 +14,8 @@ pub const RUNPOD_API_KEY: &str = "RUNPOD_API_KEY";
 pub const RUNPOD_API_BASE_URL: &str = "RUNPOD_API_BASE_URL";
 /// A filter for the log on stderr, in `tracing`'s syntax; `warn` when unset.
 pub const AUTOPOD_LOG: &str = "AUTOPOD_LOG";
-/// What an ssh process may see beside `PATH`: where the user's agent listens, and who the user is.
-const FOR_SSH: [&str; 5] = ["PATH", "HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK"];
+/// What background processes and ssh may see: where the user's agent listens, who the user is, how much to log.
+const FOR_CHILDREN: [&str; 6] = ["PATH", "HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK", AUTOPOD_LOG];
 
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -38,7 +38,7 @@ impl Environment {
             api_key: text(RUNPOD_API_KEY).map(|key| SecretString::from(key.trim().to_owned())),
             api_base_url: text(RUNPOD_API_BASE_URL),
             log_filter: text(AUTOPOD_LOG),
-            for_children: FOR_SSH
+            for_children: FOR_CHILDREN
                 .iter()
                 .filter_map(|name| std::env::var_os(name).map(|value| ((*name).to_owned(), value)))
                 .collect(),

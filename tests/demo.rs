@@ -149,3 +149,24 @@ fn the_demo_cleans_up_after_ctrl_c_sigterm_and_kill() {
         newcomer.assert_nothing_is_left();
     }
 }
+
+/// The printed lines are to be copied into a shell by somebody whose PATH doesn't have the program.
+#[test]
+fn what_keep_prints_works_as_it_stands() {
+    let newcomer = Newcomer::new("home");
+    let output = newcomer.demo().arg("--keep").output().unwrap();
+    let shown = told(&output);
+    assert!(output.status.success(), "{shown}");
+    let lines: Vec<_> = shown.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    let lines: Vec<_> =
+        lines.into_iter().filter(|line| line.starts_with("AUTOPOD_HOME=") || line.starts_with("rm ")).collect();
+    assert_eq!(lines.len(), 5, "{shown}");
+    for line in lines {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+        let output = shell.env("HOME", newcomer.home()).stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", told(&output));
+    }
+    assert!(newcomer.processes().is_empty(), "{:?}", newcomer.processes());
+    newcomer.assert_nothing_is_left();
+}

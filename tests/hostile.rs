@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::faces_support::TestHome;
 use autopod_mcp::background::KeeperClient;
 use autopod_mcp::config::{Config, Home};
 use autopod_mcp::fleet::Fleet;
@@ -232,4 +233,21 @@ async fn the_sandbox_answers_no_page_of_another_site() {
         }
     }
     sandbox.stop().await;
+}
+
+/// Its end would close the records of pods that go on running, and so cost money.
+#[tokio::test]
+async fn no_sandbox_runs_in_the_home_of_a_real_account() {
+    let home = TestHome::new();
+    let root = home.path();
+    std::fs::create_dir_all(root.join("locks")).expect("a folder");
+    let bound = json!({ "schema": 1, "owner": "0123", "account": "https://api.runpod.io 4567" });
+    std::fs::write(root.join("home.json"), bound.to_string()).expect("a file");
+    let (code, _, told) = home.run(&["sandbox", "--folder", root.to_str().expect("text")]).await;
+    assert!(code == 4 && told.contains("real account"), "{code}: {told}");
+    // As if an earlier sandbox had left its lock there, by which `--sandbox` knows a sandbox's home.
+    std::fs::write(root.join("locks/sandbox"), "").expect("a file");
+    let (code, _, told) = home.run(&["--sandbox", "call", "list_pods"]).await;
+    assert!(code == 4 && told.contains("real account"), "{code}: {told}");
+    assert!(!root.join("sandbox.json").exists(), "a sandbox was begun");
 }

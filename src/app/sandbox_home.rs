@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::background::{KeeperClient, Launcher, account_of};
 use crate::config::{self, Home};
-use crate::fleet::{Fleet, Phase};
+use crate::fleet::{Fleet, HomeIdentity, Phase};
 use crate::runpod::ApiOrigin;
 use crate::state::{self, Lock};
 use crate::timing::Timing;
@@ -105,8 +105,21 @@ pub fn check_world(services: &Services) -> Result<(), ToolError> {
         .billing(StillBilling::No))
 }
 
+/// A sandbox takes every pod recorded in its home for its own, and for gone when it ends. In a home with pods at a real
+/// provider that would leave them running with nobody to end them.
+pub fn refuse_real_home(home: &Home) -> Result<(), ToolError> {
+    let account = HomeIdentity::read(home)?.and_then(|identity| identity.account);
+    let origin = account.as_deref().and_then(|account| account.split(' ').next()).map(str::parse::<ApiOrigin>);
+    if origin.is_none_or(|origin| origin.is_ok_and(|origin| origin.is_loopback())) {
+        return Ok(());
+    }
+    let whose = format!("{} is the home of a real account, so no sandbox runs in it", home.root().display());
+    Err(ToolError::refused(whose).hint("give another --folder, or set AUTOPOD_HOME to another folder"))
+}
+
 /// What is left of a world that has ended: its keeper, which has nothing to keep any more, and its records.
 pub async fn close_world(home: &Home) -> Result<(), ToolError> {
+    refuse_real_home(home)?;
     let keeper = KeeperClient::new(home, &Timing::quick(), None, None, "", false);
     let started = Instant::now();
     while keeper.is_alive() && started.elapsed() < KEEPER_ENDS_WITHIN {

@@ -1,6 +1,7 @@
 //! The client of the keeper: is there one, does it have the key, wake it, start it.
 
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -86,6 +87,18 @@ pub fn socket_path(home: &Home) -> PathBuf {
 pub fn account_of(origin: &str, key: &SecretString) -> String {
     let fingerprint = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, key.expose_secret().as_bytes()).simple();
     format!("{origin} {fingerprint}")
+}
+
+/// What lies in a folder of somebody else's may be somebody else's socket, and the key goes over it.
+pub fn refuse_foreign_folder(socket: &Path) -> std::io::Result<()> {
+    let Some(folder) = socket.parent() else { return Ok(()) };
+    // Not through a link: whoever owns that could turn it.
+    let metadata = std::fs::symlink_metadata(folder)?;
+    let ours = metadata.is_dir() && metadata.uid() == rustix::process::getuid().as_raw();
+    if ours && metadata.permissions().mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    Err(std::io::Error::other(format!("{} belongs to another user or is open to others", folder.display())))
 }
 
 #[derive(Debug)]
@@ -230,7 +243,9 @@ impl KeeperClient {
 
     async fn send(&self, request: &Request) -> std::io::Result<String> {
         let talk = async {
-            let mut stream = UnixStream::connect(socket_path(&self.home)).await?;
+            let path = socket_path(&self.home);
+            refuse_foreign_folder(&path)?;
+            let mut stream = UnixStream::connect(path).await?;
             let mut line = serde_json::to_string(request).map_err(std::io::Error::other)?;
             line.push('\n');
             stream.write_all(line.as_bytes()).await?;
@@ -248,4 +263,25 @@ impl KeeperClient {
 pub async fn launch_keeper(launcher: &Launcher, home: &Home, seed: &KeeperSeed) -> Result<Started, KeeperError> {
     let line = serde_json::to_string(seed).map_err(|source| StateError::Json { path: home.keeper_file(), source })?;
     Ok(launcher.start("keeper", &[home.root().into()], &line, &home.logs().join("keeper.log")).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_goes_to_no_socket_in_a_folder_that_others_may_write_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let private = folder.path().join("private");
+        let open = folder.path().join("open");
+        let linked = folder.path().join("linked");
+        for (path, mode) in [(&private, 0o700), (&open, 0o777)] {
+            std::fs::create_dir(path).unwrap();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        std::os::unix::fs::symlink(&private, &linked).unwrap();
+        assert!(refuse_foreign_folder(&private.join("keeper.sock")).is_ok());
+        assert!(refuse_foreign_folder(&open.join("keeper.sock")).is_err());
+        assert!(refuse_foreign_folder(&linked.join("keeper.sock")).is_err());
+    }
 }

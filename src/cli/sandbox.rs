@@ -59,6 +59,7 @@ pub async fn run(args: SandboxArgs, environment: &Environment) -> Result<u8, Too
     if args.stop {
         return stop(&home).await;
     }
+    app::refuse_real_home(&home)?;
     let detached = args.background || args.tethered;
     if detached {
         // The terminal or server that started us may be killed with its process group.

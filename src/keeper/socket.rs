@@ -1,6 +1,6 @@
 //! The keeper's ear: JSON lines over a 0600 socket in the home.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinHandle;
 
 use super::Keeper;
-use crate::background::{Hello, Request, account_of, socket_path, version};
+use crate::background::{Hello, Request, account_of, refuse_foreign_folder, socket_path, version};
 use crate::state::{self, StateError};
 
 /// A line holds a key at most.
@@ -21,12 +21,9 @@ pub(super) fn serve(keeper: Arc<Keeper>) -> Result<JoinHandle<()>, StateError> {
     let failed = |source| StateError::Io { path: path.clone(), doing: "listened on", source };
     if let Some(folder) = path.parent() {
         state::make_private_folder(folder)?;
-        // A folder outside the home could have been made by somebody else before us.
-        let metadata = std::fs::metadata(folder).map_err(failed)?;
-        if metadata.uid() != rustix::process::getuid().as_raw() || metadata.permissions().mode() & 0o077 != 0 {
-            return Err(failed(std::io::Error::other("its folder is open to others")));
-        }
     }
+    // A folder outside the home could have been made by somebody else before us.
+    refuse_foreign_folder(&path).map_err(failed)?;
     // We hold the keeper's lock, so a socket that lies here is a dead one's.
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).map_err(failed)?;

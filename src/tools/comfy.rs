@@ -47,6 +47,10 @@ impl Target {
             (None, Some(url)) => {
                 let usable = ComfyClient::new(url, ComfyTimeouts::default());
                 usable.map_err(|error| ToolError::invalid("url", error))?;
+                if url.contains('@') {
+                    // It would end up in the job's record and in answers.
+                    return Err(ToolError::invalid("url", "expected an address without a user name or password"));
+                }
                 Ok(Self::Url(url.trim_end_matches('/').to_owned()))
             }
             (pod, None) => Ok(Self::Pod(find_or_only(services, pod).await?.name)),

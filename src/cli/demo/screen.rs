@@ -94,13 +94,15 @@ impl Screen {
         self.say("");
         self.point_to_files(story);
         let home = shell_quoted(home);
+        // Started by `cargo run` it is on no PATH, and these lines are to be copied.
+        let program = std::env::current_exe().map_or_else(|_| "autopod-mcp".to_owned(), |path| shell_quoted(&path));
         self.say(&format!(
             "\nThe pod and its tunnel stay up, the pod for {LIFETIME_MINUTES} minutes. Use them:\n  \
-             AUTOPOD_HOME={home} autopod-mcp --sandbox pod list\n  \
-             AUTOPOD_HOME={home} autopod-mcp --sandbox comfy status\n\
+             AUTOPOD_HOME={home} {program} --sandbox pod list\n  \
+             AUTOPOD_HOME={home} {program} --sandbox comfy status\n\
              End and remove them:\n  \
-             AUTOPOD_HOME={home} autopod-mcp --sandbox pod kill demo\n  \
-             AUTOPOD_HOME={home} autopod-mcp sandbox --stop\n  \
+             AUTOPOD_HOME={home} {program} --sandbox pod kill demo\n  \
+             AUTOPOD_HOME={home} {program} sandbox --stop\n  \
              rm -r {home}"
         ));
     }

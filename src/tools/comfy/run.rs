@@ -66,7 +66,8 @@ impl Tool for ComfyRun {
     const NAME: &'static str = "comfy_run";
     const TITLE: &'static str = "Run a workflow";
     const DESCRIPTION: &'static str = "Runs a ComfyUI workflow in a pod (through its tunnel, opened when there is none) \
-        and saves all outputs on this machine.";
+        and saves all outputs on this machine. Each call is a new run: when time is up, go on with comfy_job. The pod \
+        costs money until terminate_pod, also when the run is done.";
     const EFFECT: Effect = Effect::Creates;
     const EXAMPLE: &'static str = r#"{"workflow_path": "/home/me/workflow_api.json", "pod": "comfy"}"#;
     /// Nobody else can upload and submit.

@@ -63,7 +63,7 @@ pub struct CreateInput {
     #[schemars(range(min = 1, max = 2000))]
     #[serde(default)]
     disk_gb: Option<u32>,
-    /// Minutes until the pod is ended by itself; 240 when left out.
+    /// Minutes until the pod is ended by itself; 240 when left out. A pod that is there keeps its deadline.
     #[schemars(range(min = 1, max = 1440))]
     #[serde(default)]
     lifetime_minutes: Option<u32>,

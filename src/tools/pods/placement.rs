@@ -29,7 +29,8 @@ impl Wishes<'_> {
             Cloud::Secure => (gpu.secure_price, gpu.max_count_secure),
             Cloud::Community => (gpu.community_price, gpu.max_count_community),
         };
-        price.filter(|_| self.gpu_count <= most).map(|price| price * f64::from(self.gpu_count))
+        // A price that isn't above zero is a catalog's mistake, and no bargain.
+        price.filter(|price| *price > 0.0 && self.gpu_count <= most).map(|price| price * f64::from(self.gpu_count))
     }
 
     /// Stock is told for the secure cloud only.
