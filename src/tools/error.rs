@@ -5,7 +5,6 @@ use serde::Serialize;
 use crate::background::KeeperError;
 use crate::errors::{chain, harmless};
 use crate::provider::ProviderError;
-use crate::ssh::KeyError;
 use crate::state::StateError;
 
 /// The longest message or hint.
@@ -204,11 +203,5 @@ impl From<StateError> for ToolError {
 impl From<KeeperError> for ToolError {
     fn from(error: KeeperError) -> Self {
         Self::new(ErrorKind::Setup, chain(&error)).retryable(true)
-    }
-}
-
-impl From<KeyError> for ToolError {
-    fn from(error: KeyError) -> Self {
-        Self::new(ErrorKind::Setup, chain(&error))
     }
 }

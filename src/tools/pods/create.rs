@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::placement::{self, Wishes};
 use super::{MountedVolume, cents, check_name, mounted_volume};
+use crate::errors::chain;
 use crate::fleet::{
     Attempt, DEFAULT_LIFETIME_MINUTES, Ensured, MOST_LIFETIME_MINUTES, MOST_PODS, Phase, PodRecord, PodRequest,
     WantedState, new_intent,
@@ -141,7 +142,9 @@ impl Tool for CreatePodWithVolume {
         ));
         let (request, candidates) = resolve(context, input).await?;
         // The pod gets our key when it is made, so what keeps us from having one is told before anything is asked for.
-        services.ssh.public_key().await?;
+        services.ssh.public_key().await.map_err(|error| {
+            ToolError::new(ErrorKind::Setup, format!("no pod was created: {}", chain(&error))).billing(StillBilling::No)
+        })?;
         let fresh = PodRecord::new(new_intent(), request, candidates, lifetime);
         let (created, record) = match services.fleet.ensure(&name, fresh).await? {
             Ensured::New(record) => (true, record),

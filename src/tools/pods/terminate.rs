@@ -106,6 +106,10 @@ impl Tool for TerminatePod {
                 }
             }
         };
+        // A keeper that hung is replaced within the call's time, for it has other pods to keep.
+        if let Ok(Ok(Err(error))) = tokio::time::timeout(waiting.left(), waking).await {
+            tracing::warn!(%error, "the keeper can't be started");
+        }
         let tunnels_stopped = count_stopped(&waiting, services, &tunnels).await;
         Ok(describe(&name, &found, record.as_ref(), gone, tunnels_stopped, warning))
     }
