@@ -9,7 +9,8 @@ use autopod_mcp::environment::Environment;
 use autopod_mcp::provider::{
     GpuProvider, GpuType, Pod, PodAction, PodSpec, ProviderError, Stamped, Volume, VolumeSpec,
 };
-use autopod_mcp::server::{LazyServices, catalog, json_rpc, mcp};
+use autopod_mcp::server::mcp::{self, Surroundings};
+use autopod_mcp::server::{LazyServices, catalog, json_rpc};
 use autopod_mcp::tools;
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
@@ -86,7 +87,13 @@ impl Mcp {
     async fn start(home: &TestHome) -> Self {
         let (input, served_input) = tokio::io::duplex(1 << 16);
         let (output, served_output) = tokio::io::duplex(1 << 16);
-        tokio::spawn(mcp::serve(served_input, served_output, services(home), CancellationToken::new()));
+        tokio::spawn(mcp::serve(
+            served_input,
+            served_output,
+            services(home),
+            Surroundings::RunPod,
+            CancellationToken::new(),
+        ));
         let mut server = Self { input, output: BufReader::new(output).lines() };
         let client = json!({"name": "test", "version": "1"});
         let greeting = json!({"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": client});

@@ -14,7 +14,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::faces_support::{PATIENCE, Server, TestHome, program};
-use autopod_mcp::server::{LazyServices, catalog, mcp};
+use autopod_mcp::server::mcp::{self, Surroundings};
+use autopod_mcp::server::{LazyServices, catalog};
 use autopod_mcp::tools::context::Services;
 use autopod_mcp::tools::{TOOLS, ToolError};
 
@@ -253,7 +254,8 @@ fn in_process(
     let (input, served_input) = tokio::io::duplex(1 << 16);
     let (output, served_output) = tokio::io::duplex(1 << 16);
     let services = LazyServices::new(build);
-    let serving = tokio::spawn(mcp::serve(served_input, served_output, services, CancellationToken::new()));
+    let serving =
+        tokio::spawn(mcp::serve(served_input, served_output, services, Surroundings::RunPod, CancellationToken::new()));
     (input, BufReader::new(output).lines(), serving)
 }
 

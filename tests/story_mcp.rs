@@ -130,6 +130,14 @@ async fn the_whole_story_through_mcp() {
     assert_eq!((&pods["pods"][0]["status"], &pods["source"]), (&json!("RUNNING"), &json!("provider")), "{pods}");
     let tunnels = assistant.call("list_tunnels", json!({})).await;
     assert_eq!(tunnels["tunnels"][0]["state"], "healthy", "{tunnels}");
+    // An assistant that knows only what the server told it can paint.
+    let about = serde_json::to_value(assistant.client.peer_info().expect("a greeting")).expect("JSON");
+    let told = about["instructions"].as_str().expect("instructions");
+    let (_, workflow) = told.split_once("runs there: ").expect("a workflow for the sandbox");
+    let workflow: Value = serde_json::from_str(workflow.trim_end_matches('.')).expect("the workflow is JSON");
+    let painted = assistant.until_done("comfy_run", json!({"workflow": workflow})).await;
+    assert_eq!(painted["files"].as_array().map(Vec::len), Some(1), "{painted}");
+
     let ended = assistant.until_done("terminate_pod", json!({"pod": "comfy"})).await;
     assert_eq!((&ended["state"], &ended["still_billing"]), (&json!("gone"), &json!("no")), "{ended}");
     assert_eq!(ended["tunnels_stopped"], 1, "{ended}");

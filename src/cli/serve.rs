@@ -5,7 +5,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::signals::Signals;
 use crate::app::{self, AppOptions};
-use crate::server::{LazyServices, mcp};
+use crate::server::LazyServices;
+use crate::server::mcp::{self, Surroundings};
 use crate::timing::KEEPER_LOOKED_AFTER_EVERY;
 use crate::tools::ToolError;
 
@@ -17,8 +18,9 @@ pub(super) async fn run(options: AppOptions, _args: ServeArgs) -> Result<u8, Too
     let mut signals = Signals::listen()?;
     let stop = CancellationToken::new();
     let services = lazily(options.clone());
+    let surroundings = if options.sandbox { Surroundings::Sandbox } else { Surroundings::RunPod };
     tokio::spawn(look_after_keeper(options, services.clone()));
-    let serving = mcp::serve(tokio::io::stdin(), tokio::io::stdout(), services, stop.clone());
+    let serving = mcp::serve(tokio::io::stdin(), tokio::io::stdout(), services, surroundings, stop.clone());
     tokio::pin!(serving);
     tokio::select! {
         () = &mut serving => Ok(0),

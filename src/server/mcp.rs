@@ -38,18 +38,33 @@ pod `comfy`), start_tunnel (ComfyUI at a port of 127.0.0.1), comfy_run (a workfl
 terminate_pod. No call lasts over 45 s: an answer with `done: false` is no failure; the work goes on, and `next` is \
 the exact call to make. Calling again with the same name never makes a second pod. \
 A pod costs money from its creation until terminate_pod answers `gone`; it ends by itself at its deadline (4 h unless \
-asked otherwise), and caps limit what may be spent. Terminate when the work is done. Errors tell whether money is \
-still being spent and what to do next. list_pods shows what runs and costs now; list_gpus shows prices and stock.";
+asked otherwise), and caps limit what may be spent. Terminate when the work is done. Errors about a pod tell whether \
+it is still being billed, and what to do next. list_pods shows what runs and costs now; list_gpus shows prices and stock.";
+
+const SANDBOX_INSTRUCTIONS: &str = "
+This server was started with --sandbox: no real GPU and no real money; prices and costs are play. Its ComfyUI has no \
+models and these nodes: EmptyImage, LoadImage, ImageInvert, ImageScale, SaveImage, PreviewImage, and SandboxSampler, \
+which paints. A workflow that runs there: {\"1\": {\"class_type\": \"SandboxSampler\", \"inputs\": {\"width\": 512, \
+\"height\": 512, \"steps\": 20, \"seed\": 1, \"step_ms\": 40}}, \"2\": {\"class_type\": \"SaveImage\", \"inputs\": \
+{\"images\": [\"1\", 0], \"filename_prefix\": \"picture\"}}}";
+
+/// What the server stands in front of; an assistant has to know whether it spends money.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surroundings {
+    RunPod,
+    Sandbox,
+}
 
 /// Serves until the input ends or `stop` is cancelled, and returns within a second of either.
 pub async fn serve(
     input: impl AsyncRead + Send + Unpin + 'static,
     output: impl AsyncWrite + Send + Unpin + 'static,
     services: LazyServices,
+    surroundings: Surroundings,
     stop: CancellationToken,
 ) {
     let going_on = TaskTracker::new();
-    let face = Arc::new(Face { services, going_on: going_on.clone(), tools: OnceLock::new() });
+    let face = Arc::new(Face { services, surroundings, going_on: going_on.clone(), tools: OnceLock::new() });
     let input_ended = CancellationToken::new();
     let transport = Transport::start(input, output, input_ended.clone());
     tokio::select! {
@@ -87,6 +102,7 @@ async fn sessions<W: AsyncWrite + Send + Unpin + 'static>(face: Arc<Face>, trans
 
 struct Face {
     services: LazyServices,
+    surroundings: Surroundings,
     /// Work that goes on after its answer.
     going_on: TaskTracker,
     /// Made when the first client asks for them, after it was greeted.
@@ -109,7 +125,10 @@ impl ServerHandler for Face {
             .with_server_info(
                 Implementation::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")).with_title("autopod"),
             )
-            .with_instructions(INSTRUCTIONS)
+            .with_instructions(match self.surroundings {
+                Surroundings::RunPod => INSTRUCTIONS.to_owned(),
+                Surroundings::Sandbox => format!("{INSTRUCTIONS}{SANDBOX_INSTRUCTIONS}"),
+            })
     }
 
     async fn list_tools(

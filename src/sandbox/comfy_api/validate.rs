@@ -112,7 +112,9 @@ fn class_of(id: &str, node: &Value) -> Result<&'static NodeClass, Invalid> {
     let name = python_text(class);
     classes::find(&name).ok_or_else(|| {
         let message = format!("Cannot execute because node {name} does not exist.");
-        refused("invalid_prompt", &message, place, json!({}), json!({}))
+        let known: Vec<_> = classes::CLASSES.iter().map(|class| class.name).collect();
+        let details = format!("{place} (the sandbox's ComfyUI has only: {})", known.join(", "));
+        refused("invalid_prompt", &message, details, json!({}), json!({}))
     })
 }
 
