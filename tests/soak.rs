@@ -13,7 +13,7 @@ use keeper_support::tell;
 
 /// How many worlds work at the same time.
 const AT_ONCE: usize = 4;
-const ROUNDS: usize = 10;
+const ROUNDS: usize = 15;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn soak_creates_without_a_clear_answer() {
@@ -40,7 +40,7 @@ async fn soak_creates_without_a_clear_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn soak_kills() {
-    keeper_kills::killed_at_random(60).await;
+    keeper_kills::killed_at_random(200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,5 +50,5 @@ async fn soak_records() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn soak_idle_ends() {
-    keeper_records::wishes_at_an_idle_end(500).await;
+    keeper_records::wishes_at_an_idle_end(2000).await;
 }
