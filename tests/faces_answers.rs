@@ -133,7 +133,7 @@ async fn every_face_gives_the_same_value_and_it_fits_the_schema() {
     let token = std::fs::read_to_string(home.path().join("rpc-token")).expect("the token's file");
     let by_rpc: Value = {
         use jsonrpsee::core::client::ClientT;
-        use jsonrpsee::http_client::{HeaderMap, HeaderValue, HttpClient};
+        use jsonrpsee_http_client::{HeaderMap, HeaderValue, HttpClient};
         let mut headers = HeaderMap::new();
         headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {token}")).expect("letters"));
         let client = HttpClient::builder().set_headers(headers).build(format!("http://{address}")).expect("a client");

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use jsonrpsee::core::client::{ClientT, Error};
 use jsonrpsee::core::params::{ArrayParams, ObjectParams};
-use jsonrpsee::http_client::{HeaderMap, HeaderValue, HttpClient};
-use jsonrpsee::ws_client::WsClientBuilder;
+use jsonrpsee_http_client::{HeaderMap, HeaderValue, HttpClient};
+use jsonrpsee_ws_client::WsClientBuilder;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::process::Command;

@@ -59,6 +59,14 @@ pub async fn finish(mut command: Command) -> (i32, String, String) {
     (output.status.code().expect("it ends by itself"), text(output.stdout), text(output.stderr))
 }
 
+/// The process of a server, and its pipes as a client of the protocol wants them.
+pub fn start(mut command: Command) -> (Child, (ChildStdout, ChildStdin)) {
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+    let stdout = child.stdout.take().expect("stdout is a pipe");
+    let stdin = child.stdin.take().expect("stdin is a pipe");
+    (child, (stdout, stdin))
+}
+
 /// A running server and its pipes.
 pub struct Server {
     pub child: Child,
@@ -67,11 +75,9 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take().expect("stdout is a pipe");
-        Self { child, stdin, lines: BufReader::new(stdout).lines() }
+    pub fn start(command: Command) -> Self {
+        let (child, (stdout, stdin)) = start(command);
+        Self { child, stdin: Some(stdin), lines: BufReader::new(stdout).lines() }
     }
 
     pub async fn send_text(&mut self, text: &str) {

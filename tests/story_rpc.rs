@@ -4,8 +4,8 @@ use std::path::Path;
 
 use jsonrpsee::core::client::{ClientT, Error};
 use jsonrpsee::core::params::ObjectParams;
-use jsonrpsee::http_client::{HeaderMap, HeaderValue, HttpClient};
-use jsonrpsee::ws_client::WsClientBuilder;
+use jsonrpsee_http_client::{HeaderMap, HeaderValue, HttpClient};
+use jsonrpsee_ws_client::WsClientBuilder;
 use serde_json::{Value, json};
 
 use crate::faces_json_rpc::Rpc;
