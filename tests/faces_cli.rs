@@ -88,6 +88,21 @@ async fn help_shows_the_fields_of_the_schema_as_flags() {
     }
 }
 
+#[tokio::test]
+async fn help_for_people_names_commands_and_no_tools() {
+    let home = TestHome::new();
+    for row in human::ROWS {
+        let path: Vec<_> = row.path.split(' ').chain(["--help"]).collect();
+        let (code, help, _) = home.run(&path).await;
+        assert_eq!(code, 0, "{help}");
+        for tool in TOOLS {
+            assert!(!help.contains(tool.name), "`{}` speaks of {}: {help}", row.path, tool.name);
+        }
+    }
+    let (_, help, _) = home.run(&["pod", "create", "--help"]).await;
+    assert!(help.contains("until `pod kill`"), "{help}");
+}
+
 #[test]
 fn every_row_names_a_tool_and_fields_that_exist() {
     let mut paths = Vec::new();
