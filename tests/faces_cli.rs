@@ -5,7 +5,8 @@ use std::process::Stdio;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
-use crate::faces_support::{PATIENCE, TestHome};
+use crate::faces_support::TestHome;
+use crate::support::program::PATIENCE;
 use autopod_mcp::cli::human;
 use autopod_mcp::tools::{self, TOOLS};
 

@@ -1,5 +1,6 @@
 //! The MCP server as clients start it: the real program behind pipes, with the official client and with raw lines.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +13,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::faces_support::{PATIENCE, Server, TestHome, program, start};
+use crate::faces_support::{Server, TestHome, start};
+use crate::support::program::{PATIENCE, PROGRAM};
 use autopod_mcp::server::mcp::{self, Surroundings};
 use autopod_mcp::server::{LazyServices, catalog};
 use autopod_mcp::tools::context::Services;
@@ -306,7 +308,11 @@ async fn mcp_json_starts_a_server_without_a_key() {
     let servers = config["mcpServers"].as_object().expect("it names servers");
     assert_eq!(servers.len(), 1);
     for (name, server) in servers {
-        assert_eq!(server["command"], program().file_name().and_then(|name| name.to_str()).expect("a name"), "{name}");
+        assert_eq!(
+            server["command"],
+            Path::new(PROGRAM).file_name().and_then(OsStr::to_str).expect("a name"),
+            "{name}"
+        );
         let arguments: Vec<&str> = server["args"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let home = TestHome::new();
         let mut command = home.command(&arguments);

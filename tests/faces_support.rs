@@ -2,18 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-/// No test measures by it: it only keeps a hang from lasting for ever.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-pub fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_autopod-mcp"))
-}
+use crate::support::program::{self, PATIENCE};
 
 /// A folder for state, removed at the end of the test.
 pub struct TestHome(tempfile::TempDir);
@@ -33,17 +27,8 @@ impl TestHome {
 
     /// The program with these arguments, without a key.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        command
-            .args(arguments)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("AUTOPOD_HOME", self.path())
-            .current_dir(self.folder())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        let mut command = program::command(arguments);
+        command.env("AUTOPOD_HOME", self.path()).current_dir(self.folder());
         command
     }
 

@@ -10,8 +10,9 @@ use rmcp::{ClientHandler, RoleClient, ServiceExt};
 use serde_json::{Value, json};
 use tokio::process::Child;
 
-use crate::faces_support::{PATIENCE, Server, start};
-use crate::story_support::{Story, assert_as_promised, colours, painting, until};
+use crate::faces_support::{Server, start};
+use crate::story_support::{Story, assert_as_promised, colours, painting};
+use crate::support::program::{PATIENCE, until};
 
 /// A client that keeps every progress notification.
 #[derive(Clone, Default)]
@@ -218,7 +219,7 @@ async fn a_server_whose_sandbox_was_ended_says_so_once_and_goes_on_with_a_fresh_
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("a process id");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("the sandbox is killed");
     // A dying process loses its command line a moment before its locks.
-    until("the sandbox to be dead", || (!is_held(&story.world().join("locks/sandbox"))).then_some(())).await;
+    until("the sandbox to be dead", async || (!is_held(&story.world().join("locks/sandbox"))).then_some(())).await;
 
     let listed = server.ask(3, "tools/call", json!({"name": "list_pods", "arguments": {}})).await;
     assert_eq!(listed["result"]["isError"], true, "{listed}");
