@@ -29,7 +29,7 @@ use crate::environment::Environment;
 use crate::tools::{ErrorKind, ToolError};
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done; 1 failed; 2 invalid input; 3 not found; 4 refused by a cap or a confirmation; \
+Exit codes: 0 done; 1 failed, or ComfyUI not ready; 2 invalid input; 3 not found; 4 refused by a cap or a confirmation; \
 5 provider or network; 6 unknown outcome (money may be spent); 130 interrupted.";
 
 /// GPU pods at RunPod, driven by AI assistants (`serve`, `rpc`) and by hand.

@@ -79,9 +79,6 @@ impl Home {
     pub fn ssh(&self) -> PathBuf {
         self.root.join("ssh")
     }
-    pub fn audit_file(&self) -> PathBuf {
-        self.root.join("audit.jsonl")
-    }
     /// The home that `--sandbox` uses: inside this one, unless this one is a sandbox's already.
     pub fn sandbox(&self) -> PathBuf {
         if self.lock("sandbox").exists() { self.root.clone() } else { self.root.join("sandbox") }

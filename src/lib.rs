@@ -1,8 +1,22 @@
 //! The tool server by which AI coding assistants drive GPU pods.
 //!
-//! One registry of tools ([`tools`]), three faces over it ([`cli`], `server::mcp`, `server::json_rpc`), adapters
-//! below it ([`runpod`], [`comfy`], [`ssh`]). What is wanted is written to disk ([`fleet`], [`tunnel`]); one
-//! background process of a home, the [`keeper`], makes it true. A [`sandbox`] stands beside it.
+//! One registry of tools, three faces over it, adapters below it. What is wanted is written to disk; one background
+//! process of a home, the keeper, makes it true. A sandbox stands beside it.
+//!
+//! The map, from the top; imports lead downwards only (`tests/imports.rs`):
+//! - [`cli`]: argv, environment and stdio in, an exit code out. One command a file; commands for people are rows over
+//!   the tools.
+//! - [`server`]: the faces for programs, MCP on stdio and JSON-RPC over HTTP and WebSocket.
+//! - [`app`]: wiring; the only place that picks a provider.
+//! - [`tools`]: the registry, and one file a family of tools.
+//! - [`keeper`]: places and ends pods, keeps deadlines, holds every ssh child.
+//! - [`fleet`], [`tunnel`]: our pods and our tunnels as records, wanted and known.
+//! - [`comfy`]: the client of a ComfyUI, and the runs that outlive their caller.
+//! - [`ssh`]: the only file that starts ssh.
+//! - [`runpod`]: RunPod behind the trait of [`provider`], which names no provider.
+//! - [`sandbox`]: a RunPod with SSH and ComfyUI on loopback.
+//! - Leaves, which anyone may import: [`state`] (locks and JSON files), [`background`] (processes of ours, and the
+//!   keeper's client), [`config`] (the home and its settings), [`environment`], [`timing`], [`errors`].
 //!
 //! Start reading at [`tools`], then [`keeper`].
 //!
@@ -11,7 +25,7 @@
 //!   which ends a pod itself when the keeper doesn't.
 //! - A pod is POSTed once, after its intent is on disk; an unclear answer is never POSTed again.
 //! - The lock over the records is never held across the network, a question or the start of a process.
-//! - Only `cli` touches argv, the environment, HOME and stdio; below it values are passed in.
+//! - Only `cli` touches argv, HOME and stdio, and asks [`environment`] for the rest; below it values are passed in.
 //! - `sandbox` imports nothing else of the crate, so it can't agree with the client by sharing its mistakes.
 
 pub mod app;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+use crate::support::program::{PATIENCE, PROGRAM};
 
 /// A newcomer's machine: an empty HOME, a folder to work in, a folder for temporary files.
 struct Newcomer {
@@ -34,7 +34,7 @@ impl Newcomer {
     }
 
     fn demo(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_autopod-mcp"));
+        let mut command = Command::new(PROGRAM);
         command
             .arg("demo")
             .env_clear()

@@ -16,7 +16,8 @@ use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
 use tokio_util::sync::CancellationToken;
 
-use crate::faces_support::{PATIENCE, TestHome, program};
+use crate::faces_support::TestHome;
+use crate::support::program::{PATIENCE, PROGRAM};
 
 /// An account with one volume; its catalog of GPUs is a defect.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl GpuProvider for OneVolume {
 
 fn services(home: &TestHome) -> LazyServices {
     let environment = Environment { autopod_home: Some(home.path()), ..Environment::default() };
-    let options = AppOptions { environment, program: program().to_owned(), sandbox: false, tethered: false };
+    let options = AppOptions { environment, program: PROGRAM.into(), sandbox: false, tethered: false };
     LazyServices::new(move || {
         let options = options.clone();
         Box::pin(async move {
@@ -133,7 +134,7 @@ async fn every_face_gives_the_same_value_and_it_fits_the_schema() {
     let token = std::fs::read_to_string(home.path().join("rpc-token")).expect("the token's file");
     let by_rpc: Value = {
         use jsonrpsee::core::client::ClientT;
-        use jsonrpsee::http_client::{HeaderMap, HeaderValue, HttpClient};
+        use jsonrpsee_http_client::{HeaderMap, HeaderValue, HttpClient};
         let mut headers = HeaderMap::new();
         headers.insert("authorization", HeaderValue::from_str(&format!("Bearer {token}")).expect("letters"));
         let client = HttpClient::builder().set_headers(headers).build(format!("http://{address}")).expect("a client");

@@ -5,7 +5,8 @@ use std::process::Stdio;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 
-use crate::faces_support::{PATIENCE, TestHome};
+use crate::faces_support::TestHome;
+use crate::support::program::PATIENCE;
 use autopod_mcp::cli::human;
 use autopod_mcp::tools::{self, TOOLS};
 
@@ -86,6 +87,21 @@ async fn help_shows_the_fields_of_the_schema_as_flags() {
     {
         assert!(help.contains(words), "{words} is missing: {help}");
     }
+}
+
+#[tokio::test]
+async fn help_for_people_names_commands_and_no_tools() {
+    let home = TestHome::new();
+    for row in human::ROWS {
+        let path: Vec<_> = row.path.split(' ').chain(["--help"]).collect();
+        let (code, help, _) = home.run(&path).await;
+        assert_eq!(code, 0, "{help}");
+        for tool in TOOLS {
+            assert!(!help.contains(tool.name), "`{}` speaks of {}: {help}", row.path, tool.name);
+        }
+    }
+    let (_, help, _) = home.run(&["pod", "create", "--help"]).await;
+    assert!(help.contains("until `pod kill`"), "{help}");
 }
 
 #[test]

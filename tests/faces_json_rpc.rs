@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 
 use jsonrpsee::core::client::{ClientT, Error};
 use jsonrpsee::core::params::{ArrayParams, ObjectParams};
-use jsonrpsee::http_client::{HeaderMap, HeaderValue, HttpClient};
-use jsonrpsee::ws_client::WsClientBuilder;
+use jsonrpsee_http_client::{HeaderMap, HeaderValue, HttpClient};
+use jsonrpsee_ws_client::WsClientBuilder;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::faces_support::{Server, TestHome};
+use crate::support::http;
 use autopod_mcp::tools::TOOLS;
 
 pub struct Rpc {
@@ -68,8 +69,7 @@ impl Rpc {
 
     /// Posts a body with these headers beside the token; status and body.
     async fn post(&self, headers: &[(&str, &str)], body: impl Into<reqwest::Body>) -> reqwest::Result<(u16, String)> {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder().tls_certs_only([]).no_proxy().build().expect("a client");
+        let client = http::client().build().expect("a client");
         let mut request = client.post(format!("http://{}", self.address)).header("content-type", "application/json");
         for (name, value) in headers {
             request = request.header(*name, *value);

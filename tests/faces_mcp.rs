@@ -1,19 +1,20 @@
 //! The MCP server as clients start it: the real program behind pipes, with the official client and with raw lines.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use rmcp::ServiceExt;
 use rmcp::model::CallToolRequestParams;
-use rmcp::transport::TokioChildProcess;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::faces_support::{PATIENCE, Server, TestHome, program};
+use crate::faces_support::{Server, TestHome, start};
+use crate::support::program::{PATIENCE, PROGRAM};
 use autopod_mcp::server::mcp::{self, Surroundings};
 use autopod_mcp::server::{LazyServices, catalog};
 use autopod_mcp::tools::context::Services;
@@ -75,17 +76,17 @@ async fn a_client_of_the_newer_era_is_served_without_a_handshake() {
 #[tokio::test]
 async fn the_official_client_lists_and_calls() {
     let home = TestHome::new();
-    let mut command = home.command(&["serve"]);
-    command.stderr(std::process::Stdio::null());
-    let transport = TokioChildProcess::new(command).expect("the server starts");
-    let client = tokio::time::timeout(PATIENCE, ().serve(transport)).await.expect("in time").expect("a session");
+    let (mut server, pipes) = start(home.command(&["serve"]));
+    let client = tokio::time::timeout(PATIENCE, ().serve(pipes)).await.expect("in time").expect("a session");
     let tools = client.list_all_tools().await.expect("a list");
     assert_eq!(tools.len(), TOOLS.len());
     let result = client.call_tool(CallToolRequestParams::new("list_volumes")).await.expect("an answer");
     assert_eq!(result.is_error, Some(true));
     let error = client.call_tool(CallToolRequestParams::new("no_such_tool")).await.expect_err("there is no such tool");
     assert!(error.to_string().contains("no_such_tool") && error.to_string().contains("list_volumes"), "{error}");
-    client.cancel().await.expect("it ends");
+    client.cancel().await.expect("the session ends");
+    let ended = tokio::time::timeout(PATIENCE, server.wait()).await.expect("it ends with its stdin");
+    assert!(ended.expect("its end can be waited for").success());
 }
 
 #[tokio::test]
@@ -307,7 +308,11 @@ async fn mcp_json_starts_a_server_without_a_key() {
     let servers = config["mcpServers"].as_object().expect("it names servers");
     assert_eq!(servers.len(), 1);
     for (name, server) in servers {
-        assert_eq!(server["command"], program().file_name().and_then(|name| name.to_str()).expect("a name"), "{name}");
+        assert_eq!(
+            server["command"],
+            Path::new(PROGRAM).file_name().and_then(OsStr::to_str).expect("a name"),
+            "{name}"
+        );
         let arguments: Vec<&str> = server["args"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let home = TestHome::new();
         let mut command = home.command(&arguments);

@@ -2,18 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
-/// No test measures by it: it only keeps a hang from lasting for ever.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-
-pub fn program() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_autopod-mcp"))
-}
+use crate::support::program::{self, PATIENCE};
 
 /// A folder for state, removed at the end of the test.
 pub struct TestHome(tempfile::TempDir);
@@ -33,17 +27,8 @@ impl TestHome {
 
     /// The program with these arguments, without a key.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        command
-            .args(arguments)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("AUTOPOD_HOME", self.path())
-            .current_dir(self.folder())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        let mut command = program::command(arguments);
+        command.env("AUTOPOD_HOME", self.path()).current_dir(self.folder());
         command
     }
 
@@ -59,6 +44,14 @@ pub async fn finish(mut command: Command) -> (i32, String, String) {
     (output.status.code().expect("it ends by itself"), text(output.stdout), text(output.stderr))
 }
 
+/// The process of a server, and its pipes as a client of the protocol wants them.
+pub fn start(mut command: Command) -> (Child, (ChildStdout, ChildStdin)) {
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+    let stdout = child.stdout.take().expect("stdout is a pipe");
+    let stdin = child.stdin.take().expect("stdin is a pipe");
+    (child, (stdout, stdin))
+}
+
 /// A running server and its pipes.
 pub struct Server {
     pub child: Child,
@@ -67,11 +60,9 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(mut command: Command) -> Self {
-        let mut child = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
-        let stdin = child.stdin.take();
-        let stdout = child.stdout.take().expect("stdout is a pipe");
-        Self { child, stdin, lines: BufReader::new(stdout).lines() }
+    pub fn start(command: Command) -> Self {
+        let (child, (stdout, stdin)) = start(command);
+        Self { child, stdin: Some(stdin), lines: BufReader::new(stdout).lines() }
     }
 
     pub async fn send_text(&mut self, text: &str) {

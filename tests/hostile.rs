@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::faces_support::TestHome;
+use crate::support::program::PATIENCE;
 use autopod_mcp::background::KeeperClient;
 use autopod_mcp::config::{Config, Home};
 use autopod_mcp::fleet::Fleet;
@@ -21,9 +22,6 @@ use provider::{Hostile, Stalling};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-/// No test measures by it: it only keeps a hang from lasting for ever.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A home of its own, whose keeper can't be started, with a provider that is given.
 struct House {

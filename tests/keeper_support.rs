@@ -2,9 +2,8 @@
 //! that it starts.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::{Arc, Once};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use autopod_mcp::background::{KeeperClient, Launcher};
 use autopod_mcp::config::Home;
@@ -22,12 +21,12 @@ use tempfile::TempDir;
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
-use crate::support::openapi;
+use crate::support::program::PROGRAM;
+use crate::support::{self, openapi};
 
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_autopod-mcp");
+pub use crate::support::program::{PATIENCE, until};
+
 pub const GPU: &str = "NVIDIA RTX A4000";
-/// Generous, for two cores may be shared with a build.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What one `autopod-mcp call` came to.
 #[derive(Debug)]
@@ -57,26 +56,8 @@ pub struct House {
 }
 
 pub fn http() -> reqwest::Client {
-    static CRYPTO: Once = Once::new();
-    CRYPTO.call_once(|| {
-        // Fails only if another test was first, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
     // An idle connection through a tunnel would keep its ssh from ending.
-    let client = reqwest::Client::builder().tls_certs_only([]).pool_max_idle_per_host(0);
-    client.user_agent("autopod-test").no_proxy().build().expect("a client")
-}
-
-/// Looks until there is something, or fails telling what was waited for.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
+    support::http::client().pool_max_idle_per_host(0).build().expect("a client")
 }
 
 /// A count that is to be read, past the test harness.
@@ -173,18 +154,12 @@ impl House {
     }
 
     pub fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let mut command = support::program::command(arguments);
         command
-            .args(arguments)
-            .env_clear()
             .envs(self.environment())
             .env("AUTOPOD_HOME", &self.home)
             .env("RUNPOD_API_KEY", self.sandbox.key())
-            .env("RUNPOD_API_BASE_URL", self.sandbox.url())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .env("RUNPOD_API_BASE_URL", self.sandbox.url());
         command
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 
 use autopod_mcp::sandbox::container::{Container, ContainerSpec};
@@ -17,13 +17,13 @@ use tokio::process::{Child, Command};
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
+use crate::support::http;
+use crate::support::program::PATIENCE;
+
 mod comfy;
 mod files;
 mod ssh;
 mod validation;
-
-/// Long enough that only what hangs reaches it.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A container and a folder with the key that may enter it.
 struct Pod {
@@ -243,12 +243,7 @@ fn free_port() -> u16 {
 }
 
 fn http_client() -> reqwest::Client {
-    static PROVIDER: Once = Once::new();
-    PROVIDER.call_once(|| {
-        // Someone else in this process may have been first.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
-    reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(PATIENCE).build().expect("a client")
+    http::client().timeout(PATIENCE).build().expect("a client")
 }
 
 /// A red picture of 64 by 64 pixels.

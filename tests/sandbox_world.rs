@@ -8,7 +8,6 @@ mod life;
 mod strictness;
 
 use std::net::SocketAddr;
-use std::sync::Once;
 use std::time::Duration;
 
 use autopod_mcp::sandbox::{self, ClockMode, Sandbox, SandboxOptions};
@@ -16,7 +15,7 @@ use reqwest::{Client, Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::openapi;
+use crate::support::{http, openapi};
 
 pub const GPU: &str = "NVIDIA RTX A4000";
 pub const HERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -33,12 +32,7 @@ pub fn options(folder: &TempDir, clock: ClockMode) -> SandboxOptions {
 }
 
 pub fn client() -> Client {
-    static CRYPTO: Once = Once::new();
-    CRYPTO.call_once(|| {
-        // Fails only if another test was first, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
-    Client::builder().tls_certs_only([]).user_agent("autopod-test").build().expect("a client")
+    http::client().build().expect("a client")
 }
 
 impl Tested {

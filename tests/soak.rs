@@ -5,7 +5,12 @@ mod keeper_create;
 mod keeper_kills;
 mod keeper_records;
 mod keeper_support;
-mod support;
+/// Of `tests/support`, what the scenarios need.
+mod support {
+    pub mod http;
+    pub mod openapi;
+    pub mod program;
+}
 
 use serde_json::json;
 

@@ -1,18 +1,18 @@
 //! The whole story through MCP: an assistant's client starts the program as its configuration says.
 
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use autopod_mcp::state::is_held;
 use rmcp::model::{CallToolRequestParams, ClientConfig, ProgressNotificationParam};
 use rmcp::service::{NotificationContext, RunningService};
-use rmcp::transport::TokioChildProcess;
 use rmcp::{ClientHandler, RoleClient, ServiceExt};
 use serde_json::{Value, json};
+use tokio::process::Child;
 
-use crate::faces_support::{PATIENCE, Server};
-use crate::story_support::{Story, assert_as_promised, colours, painting, until};
+use crate::faces_support::{Server, start};
+use crate::story_support::{Story, assert_as_promised, colours, painting};
+use crate::support::program::{PATIENCE, until};
 
 /// A client that keeps every progress notification.
 #[derive(Clone, Default)]
@@ -31,6 +31,7 @@ impl ClientHandler for Watcher {
 }
 
 struct Assistant {
+    server: Child,
     client: RunningService<RoleClient, Watcher>,
     watcher: Watcher,
     tools: Vec<Value>,
@@ -42,15 +43,20 @@ impl Assistant {
         let config = json!({"mcpServers": {"autopod": {"command": "autopod-mcp", "args": arguments}}});
         let arguments = config["mcpServers"]["autopod"]["args"].as_array().expect("arguments");
         let arguments: Vec<&str> = arguments.iter().filter_map(Value::as_str).collect();
-        let mut command = story.home.command(&arguments);
-        command.stderr(Stdio::null());
+        let (server, pipes) = start(story.home.command(&arguments));
         let watcher = Watcher::default();
-        let transport = TokioChildProcess::new(command).expect("the server starts");
-        let session = tokio::time::timeout(PATIENCE, watcher.clone().serve(transport)).await.expect("it greets");
+        let session = tokio::time::timeout(PATIENCE, watcher.clone().serve(pipes)).await.expect("it greets");
         let client = session.expect("a session");
         let tools = client.list_all_tools().await.expect("a list of tools");
         let tools = tools.iter().map(|tool| serde_json::to_value(tool).expect("a tool is JSON")).collect();
-        Self { client, watcher, tools }
+        Self { server, client, watcher, tools }
+    }
+
+    /// Ends the session, and with it the server.
+    async fn leave(mut self) {
+        self.client.cancel().await.expect("the session ends");
+        let ended = tokio::time::timeout(PATIENCE, self.server.wait()).await.expect("the server ends with its stdin");
+        assert!(ended.expect("its end can be waited for").success());
     }
 
     /// One call; its structured answer, which has the promised shape.
@@ -149,7 +155,7 @@ async fn the_whole_story_through_mcp() {
     assert_eq!((&job["files"], &job["still_billing"]), (&ran["files"], &json!("no")), "{job}");
     assert!(colours(&picture) > 1000, "the picture outlives its pod");
 
-    assistant.client.cancel().await.expect("the session ends");
+    assistant.leave().await;
     story.end().await;
 }
 
@@ -198,7 +204,7 @@ async fn a_client_that_goes_away_in_the_middle_of_a_run_finds_it_again() {
     assert!(colours(&picture) > 1000, "{} colours", colours(&picture));
 
     assistant.until_done("terminate_pod", json!({"pod": "comfy"})).await;
-    assistant.client.cancel().await.expect("the session ends");
+    assistant.leave().await;
     story.end().await;
 }
 
@@ -213,7 +219,7 @@ async fn a_server_whose_sandbox_was_ended_says_so_once_and_goes_on_with_a_fresh_
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("a process id");
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("the sandbox is killed");
     // A dying process loses its command line a moment before its locks.
-    until("the sandbox to be dead", || (!is_held(&story.world().join("locks/sandbox"))).then_some(())).await;
+    until("the sandbox to be dead", async || (!is_held(&story.world().join("locks/sandbox"))).then_some(())).await;
 
     let listed = server.ask(3, "tools/call", json!({"name": "list_pods", "arguments": {}})).await;
     assert_eq!(listed["result"]["isError"], true, "{listed}");

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use jsonrpsee::core::client::{ClientT, Error};
 use jsonrpsee::core::params::ObjectParams;
-use jsonrpsee::http_client::{HeaderMap, HeaderValue, HttpClient};
-use jsonrpsee::ws_client::WsClientBuilder;
+use jsonrpsee_http_client::{HeaderMap, HeaderValue, HttpClient};
+use jsonrpsee_ws_client::WsClientBuilder;
 use serde_json::{Value, json};
 
 use crate::faces_json_rpc::Rpc;
-use crate::faces_support::PATIENCE;
 use crate::story_support::{Story, assert_as_promised, colours, painting};
+use crate::support::program::PATIENCE;
 use autopod_mcp::server::catalog;
 use autopod_mcp::tools;
 

@@ -7,8 +7,8 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 
-use crate::faces_support::{PATIENCE, program};
 use crate::story_support::{Said, Story, colours, painting, said, write_picture};
+use crate::support::program::{PATIENCE, PROGRAM};
 
 #[tokio::test]
 async fn a_shell_script_tells_the_whole_story() {
@@ -18,7 +18,7 @@ async fn a_shell_script_tells_the_whole_story() {
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/story.sh"))
         .env_clear()
         .env("PATH", std::env::var_os("PATH").expect("a PATH"))
-        .env("AUTOPOD", program())
+        .env("AUTOPOD", PROGRAM)
         .env("AUTOPOD_HOME", story.home.path())
         .current_dir(story.home.folder())
         .kill_on_drop(true);

@@ -8,7 +8,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::faces_support::{PATIENCE, TestHome};
+use crate::faces_support::TestHome;
+use crate::support::program::until;
 
 pub struct Story {
     pub home: TestHome,
@@ -80,7 +81,7 @@ impl Story {
     pub async fn end(self) {
         let said = self.run(&["sandbox", "--stop"]).await;
         assert_eq!(said.code, 0, "{said:?}");
-        until("every process of this home to end", || self.processes().is_empty().then_some(())).await;
+        until("every process of this home to end", async || self.processes().is_empty().then_some(())).await;
         assert!(!self.world().join("sandbox.json").exists());
     }
 
@@ -123,18 +124,6 @@ impl Drop for Story {
 pub async fn said(command: Command) -> Said {
     let (code, stdout, stderr) = crate::faces_support::finish(command).await;
     Said { code, stdout, stderr }
-}
-
-/// Looks until there is something, or fails telling what was waited for.
-pub async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(started.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
 }
 
 /// 24 steps of the sandbox's own painter, saved as a PNG.

@@ -1,4 +1,6 @@
 //! What tests of several parts share.
 
+pub mod http;
 pub mod openapi;
+pub mod program;
 pub mod world;

@@ -13,7 +13,9 @@ use crate::tools::{self, Context, ErrorKind, ToolError};
 /// Arguments from stdin may have as many bytes as a message to the server.
 const MOST_INPUT: u64 = 8 * 1024 * 1024;
 
-/// Call one tool with JSON arguments; the answer is one JSON value on stdout, progress and errors are on stderr.
+/// Call one tool with JSON arguments
+///
+/// The answer is one JSON value on stdout; progress and errors are on stderr.
 #[derive(Debug, Args)]
 pub(super) struct CallArgs {
     /// The tool's name, as `autopod-mcp tools` lists it.

@@ -23,7 +23,7 @@ const LIFETIME_MINUTES: u32 = 10;
 /// Far more than the story takes; a demo that hangs is worse than one that fails.
 const STEP_LIMIT: Duration = Duration::from_secs(120);
 
-/// Watch the main job happen on this machine: pod, tunnel, ComfyUI, picture, bill. No account, no key, no money.
+/// Watch the whole job on this machine, from no GPU to a picture; no account, no key, no money
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {
     /// Where the picture and the log go

@@ -98,7 +98,7 @@ fn add_flags(command: Command, row: &Row) -> Command {
     let Ok(tool) = row.tool() else { return command };
     let mut command = command
         .about(tool.title)
-        .long_about(tool.description)
+        .long_about(in_commands(tool.description))
         .args(flags::of(row, tool))
         .arg(Arg::new(JSON_FLAG).long(JSON_FLAG).action(ArgAction::SetTrue).help("Print the answer as JSON"));
     if waits(tool) {
@@ -112,6 +112,11 @@ fn add_flags(command: Command, row: &Row) -> Command {
         );
     }
     command
+}
+
+/// A tool's words with commands in place of the tools that they name.
+fn in_commands(words: &str) -> String {
+    ROWS.iter().fold(words.to_owned(), |words, row| words.replace(row.tool, &format!("`{}`", row.path)))
 }
 
 /// Whether the tool may answer before it is done.

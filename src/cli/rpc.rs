@@ -12,7 +12,10 @@ use crate::app::AppOptions;
 use crate::server::json_rpc;
 use crate::tools::{ErrorKind, ToolError};
 
-/// Serve the tools as JSON-RPC 2.0 methods with named parameters, over HTTP and WebSocket on one port of this machine.
+/// Serve the tools to other programs: JSON-RPC 2.0 over HTTP and WebSocket
+///
+/// Each tool is a method with named parameters; `rpc.discover` describes them. HTTP and WebSocket share one port of this
+/// machine, and ask for the bearer token from a file that is named at the start.
 #[derive(Debug, Args)]
 pub(super) struct RpcArgs {
     /// Where to listen; only loopback is allowed, port 0 takes a free one.

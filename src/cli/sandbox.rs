@@ -25,11 +25,11 @@ const STOPS_WITHIN: Duration = Duration::from_secs(30);
 const LONGEST_LOOK: Duration = Duration::from_millis(300);
 const STAYS_AWAY: Duration = Duration::from_millis(500);
 
-/// Run a RunPod on loopback, with real SSH servers and a ComfyUI behind its pods
+/// Run a stand-in for RunPod on this machine, with real SSH and a small ComfyUI in its pods
 #[derive(Debug, Args)]
 pub struct SandboxArgs {
-    /// Where to listen; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:0")]
+    /// Where to listen; only loopback is allowed, port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
     /// Folder of its files [default: the sandbox's home, `~/.autopod/sandbox`]
     #[arg(long)]
@@ -37,7 +37,7 @@ pub struct SandboxArgs {
     /// Put a real ComfyUI behind the pods, like http://127.0.0.1:8188
     #[arg(long, value_name = "URL")]
     comfyui: Option<String>,
-    /// Only POST /_sandbox/clock moves its time
+    /// Stop its clock: only `POST /_sandbox/clock` moves it
     #[arg(long)]
     manual_clock: bool,
     /// End the sandbox that runs in that folder

@@ -10,7 +10,9 @@ use crate::server::mcp::{self, Surroundings};
 use crate::timing::KEEPER_LOOKED_AFTER_EVERY;
 use crate::tools::ToolError;
 
-/// Serve the tools to an AI assistant: MCP over stdin and stdout. It ends when stdin does.
+/// Serve the tools to an AI assistant: MCP over stdin and stdout
+///
+/// It ends when stdin does.
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {}
 

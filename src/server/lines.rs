@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use id_scanner::IdScanner;
 
 /// The longest line that is read as a message, in bytes. What follows is thrown away as it comes.
-pub const LONGEST_LINE: usize = 8 * 1024 * 1024;
+const LONGEST_LINE: usize = 8 * 1024 * 1024;
 /// `serde_json` refuses deeper nesting, and rightly so: it would cost stack.
 const DEEPEST_NESTING: usize = 127;
 

@@ -30,7 +30,7 @@ use transport::Transport;
 /// server that takes much longer to go.
 const GRACE: Duration = Duration::from_millis(700);
 /// Where an error's machine-readable half lies in a result's `_meta`.
-pub const ERROR_META: &str = "autopod-mcp/error";
+const ERROR_META: &str = "autopod-mcp/error";
 
 const INSTRUCTIONS: &str = "\
 Drives GPU pods at RunPod that run ComfyUI. From nothing to a picture: create_pod_with_volume (finds a GPU, makes the \

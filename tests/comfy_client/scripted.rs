@@ -17,6 +17,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::broadcast;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::support::http::install_crypto;
+
 /// What `POST /prompt` does next; it accepts when nothing is planned.
 pub enum OnPrompt {
     CutAfterAccepting,
@@ -82,8 +84,7 @@ pub fn timeouts() -> ComfyTimeouts {
 }
 
 pub fn client_at(url: &str, timeouts: ComfyTimeouts) -> ComfyClient {
-    // Fails when another test was first, which is as good.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    install_crypto();
     ComfyClient::new(url, timeouts).unwrap()
 }
 

@@ -10,6 +10,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::support::http::install_crypto;
+
 /// What a connection does once it has read a request.
 pub enum Step {
     /// These bytes, then the end of the connection.
@@ -102,8 +104,7 @@ pub fn client(url: &str, timeouts: RunPodTimeouts) -> RunPod {
 }
 
 pub fn client_with_key(url: &str, timeouts: RunPodTimeouts, key: &str) -> RunPod {
-    // Another test may have been first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    install_crypto();
     RunPod::new(RunPodOptions {
         origin: url.parse().expect("a loopback origin"),
         key: key.to_owned().into(),

@@ -6,8 +6,7 @@
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use autopod_mcp::app;
@@ -20,7 +19,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use super::openapi;
+use super::program::{self, PROGRAM};
+use super::{http, openapi};
 
 const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 /// How long the keeper may take to end with its tether.
@@ -37,11 +37,6 @@ pub struct World {
 
 impl World {
     pub async fn new() -> Self {
-        static CRYPTO: Once = Once::new();
-        CRYPTO.call_once(|| {
-            // Fails only if another test was first, which is as good.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        });
         let folder = tempfile::tempdir().expect("a temporary folder");
         let user_home = folder.path().join("user");
         std::fs::create_dir(&user_home).expect("a folder");
@@ -54,10 +49,10 @@ impl World {
         };
         let sandbox = sandbox::start(options).await.expect("a sandbox");
         let home = Home::open(folder.path().join("home")).expect("a home");
-        let launcher = Launcher { program: program(), environment: environment(&user_home) };
+        let launcher = Launcher { program: PROGRAM.into(), environment: environment(&user_home) };
         let key = Some(sandbox.key().to_owned().into());
         let services = app::wire(home.clone(), Config::default(), key, sandbox.url(), launcher, true);
-        let http = reqwest::Client::builder().tls_certs_only([]).build().expect("a client");
+        let http = http::client().build().expect("a client");
         Self { services: Some(services.expect("services")), sandbox, home, folder, http }
     }
 
@@ -129,11 +124,10 @@ impl World {
 
     /// The program itself, as a user of this home starts it.
     pub fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        command.args(arguments).env_clear().envs(environment(&self.folder.path().join("user")));
+        let mut command = program::command(arguments);
+        command.envs(environment(&self.folder.path().join("user")));
         command.env("AUTOPOD_HOME", self.home.root());
         command.env("RUNPOD_API_KEY", self.sandbox.key()).env("RUNPOD_API_BASE_URL", self.sandbox.url());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         command
     }
 
@@ -184,10 +178,6 @@ impl Drop for World {
             panic!("{}", wrong.join("\n"));
         }
     }
-}
-
-fn program() -> PathBuf {
-    env!("CARGO_BIN_EXE_autopod-mcp").into()
 }
 
 /// What children may see of this process's environment.

@@ -4,7 +4,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use serde_json::{Map, Value, json};
 
-use super::{Row, WAIT_FIELD};
+use super::{Row, WAIT_FIELD, in_commands};
 use crate::tools::{PATH_MARK, ToolDef, ToolError};
 
 /// How a field is written on the command line.
@@ -78,10 +78,11 @@ pub(super) fn of(row: &Row, tool: &ToolDef) -> Vec<Arg> {
 fn flag(row: &Row, field: Field) -> Arg {
     let kind = Kind::of(&field.schema);
     let help = field.schema.get("description").and_then(Value::as_str).unwrap_or_default().trim_end_matches('.');
+    let help = in_commands(help);
     // Tools want absolute paths; a person's are completed before the call.
     let help = match field.schema.get(PATH_MARK) {
         Some(_) => help.replacen("Absolute path", "Path", 1),
-        None => help.to_owned(),
+        None => help,
     };
     let mut arg =
         Arg::new(field.name.clone()).help(help).required(field.required).value_name(field.name.to_uppercase());
