@@ -196,9 +196,11 @@ impl PodRecord {
 
     /// When the keeper ends it, whatever happens.
     pub fn expires_at(&self) -> Timestamp {
-        self.known
-            .expires_at
-            .unwrap_or(self.wanted.requested_at + SignedDuration::from_secs(self.wanted.lifetime_seconds))
+        self.known.expires_at.unwrap_or_else(|| later(self.wanted.requested_at, self.lifetime()))
+    }
+
+    pub fn lifetime(&self) -> SignedDuration {
+        SignedDuration::from_secs(self.wanted.lifetime_seconds)
     }
 
     /// The most it can cost until its deadline: by its own price once that is known.
@@ -247,8 +249,9 @@ impl PodRecord {
         known.gpu = pod.gpu.clone().or(known.gpu.take());
         known.ssh = pod.ssh.clone();
         if known.expires_at.is_none() {
-            let from = pod.created_at.unwrap_or(now);
-            known.expires_at = Some(from + SignedDuration::from_secs(self.wanted.lifetime_seconds));
+            // A pod that says it was made in the future lives no longer for it.
+            let from = pod.created_at.unwrap_or(now).min(now);
+            known.expires_at = Some(later(from, SignedDuration::from_secs(self.wanted.lifetime_seconds)));
         }
     }
 }
@@ -365,6 +368,11 @@ impl Fleet {
             })
             .await
     }
+}
+
+/// Times come from outside and may lie at the end of all time, where adding would panic.
+pub fn later(from: Timestamp, by: SignedDuration) -> Timestamp {
+    from.saturating_add(by).unwrap_or(from)
 }
 
 /// A short random id for an intent.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::PodTask;
 use super::placing::Search;
 use crate::errors::chain;
-use crate::fleet::{Phase, PodRecord};
+use crate::fleet::{Phase, PodRecord, later};
 use crate::provider::{GpuProvider, PodStatus, ProviderError};
 use crate::tunnel::{TunnelRecord, TunnelState};
 
@@ -24,7 +24,7 @@ impl PodTask {
                 let turns_up_until = record
                     .known
                     .posted_at
-                    .map_or(record.expires_at(), |posted| record.expires_at().max(posted + TURNS_UP_WITHIN));
+                    .map_or(record.expires_at(), |posted| record.expires_at().max(later(posted, TURNS_UP_WITHIN)));
                 let late = self.latest_clock() >= turns_up_until;
                 match self.search(provider, &record).await {
                     Search::Found => self.next_call = Instant::now(),
