@@ -19,6 +19,9 @@ use crate::timing::Timing;
 pub use caps::{DEFAULT_LIFETIME_MINUTES, MOST_LIFETIME_MINUTES, MOST_PODS, MOST_PRICE_PER_HOUR};
 pub use owner::{ENV_EXPIRES_AT, ENV_OWNER, HomeIdentity};
 
+/// USD an hour; less is rounding.
+const LEAST_TOO_MUCH: f64 = 0.005;
+
 /// One pod: asked for once, by one intent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PodRecord {
@@ -39,6 +42,9 @@ pub struct PodWanted {
     pub requested_at: Timestamp,
     /// The most that the dearest candidate can cost until the deadline.
     pub reserved_usd: f64,
+    /// USD an hour that the caller allows; the cap holds in any case.
+    #[serde(default)]
+    pub max_price_per_hour: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,6 +171,7 @@ impl PodRecord {
                 lifetime_seconds: lifetime.as_secs(),
                 requested_at: Timestamp::now(),
                 reserved_usd: dearest * lifetime.as_secs() as f64 / 3600.0,
+                max_price_per_hour: None,
             },
             known: PodKnown::default(),
         }
@@ -216,6 +223,19 @@ impl PodRecord {
     /// Neither proven gone nor refused: it may cost money.
     pub fn is_open(&self) -> bool {
         !matches!(self.known.phase, Phase::Gone | Phase::Refused)
+    }
+
+    /// Like [`Self::learn`], and a pod whose first price is higher than was allowed is to end: prices in a catalog may
+    /// be old, or told later than the pod itself.
+    pub fn learn_price_and_all(&mut self, pod: &Pod, now: Timestamp) {
+        let is_first_price = self.known.cost_per_hour <= 0.0;
+        self.learn(pod, now);
+        let most = self.wanted.max_price_per_hour.unwrap_or(MOST_PRICE_PER_HOUR).min(MOST_PRICE_PER_HOUR);
+        if is_first_price && pod.cost_per_hour > most + LEAST_TOO_MUCH && self.known.ending_since.is_none() {
+            self.known.ending_since = Some(Timestamp::now());
+            self.known.ending_cause =
+                Some(format!("it costs ${:.2}/h, more than the ${most:.2}/h that were allowed", pod.cost_per_hour));
+        }
     }
 
     /// Takes over what the provider says of the pod, and counts the cost up to the provider's `now`.
@@ -359,7 +379,8 @@ impl Fleet {
         let name = name.to_owned();
         self.records
             .change(move |entries| {
-                let same = |other: &PodRecord| other.is_open() && other.known.pod_id == record.known.pod_id;
+                let id = record.known.pod_id.clone();
+                let same = |other: &PodRecord| id.is_some() && other.is_open() && other.known.pod_id == id;
                 if entries.values().any(same) || entries.get(&name).is_some_and(PodRecord::is_open) {
                     return false;
                 }

@@ -215,8 +215,11 @@ impl Keeper {
     async fn finish(&self, tasks: HashMap<String, JoinHandle<()>>) {
         self.stop.cancel();
         let longest = self.timing.http_create + Duration::from_secs(5);
-        for (_, task) in tasks {
-            let _ = tokio::time::timeout(longest, task).await;
+        for (_, mut task) in tasks {
+            if tokio::time::timeout(longest, &mut task).await.is_err() {
+                // Whoever keeps this home next takes up what it left.
+                task.abort();
+            }
         }
     }
 
@@ -295,7 +298,8 @@ impl Keeper {
     async fn take_back(&self, pod: &Pod, now: Timestamp) -> Result<(), StateError> {
         let entries = self.fleet.read()?;
         let known = |name: &str, record: &PodRecord| {
-            record.known.pod_id.as_ref() == Some(&pod.id) || record.cloud_name(name) == pod.name
+            // Of two by one name each needs a record of its own.
+            record.known.pod_id.as_ref().map_or_else(|| record.cloud_name(name) == pod.name, |id| *id == pod.id)
         };
         let mut of_this_pod = entries.iter().filter(|(name, record)| known(name, record)).map(|(_, record)| record);
         if of_this_pod.clone().any(PodRecord::is_open) {
