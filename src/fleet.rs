@@ -19,6 +19,9 @@ use crate::timing::Timing;
 pub use caps::{DEFAULT_LIFETIME_MINUTES, MOST_LIFETIME_MINUTES, MOST_PODS, MOST_PRICE_PER_HOUR};
 pub use owner::{ENV_EXPIRES_AT, ENV_OWNER, HomeIdentity};
 
+/// USD an hour; less is rounding.
+const LEAST_TOO_MUCH: f64 = 0.005;
+
 /// One pod: asked for once, by one intent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PodRecord {
@@ -39,6 +42,9 @@ pub struct PodWanted {
     pub requested_at: Timestamp,
     /// The most that the dearest candidate can cost until the deadline.
     pub reserved_usd: f64,
+    /// USD an hour that the caller allows; the cap holds in any case.
+    #[serde(default)]
+    pub max_price_per_hour: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,6 +171,7 @@ impl PodRecord {
                 lifetime_seconds: lifetime.as_secs(),
                 requested_at: Timestamp::now(),
                 reserved_usd: dearest * lifetime.as_secs() as f64 / 3600.0,
+                max_price_per_hour: None,
             },
             known: PodKnown::default(),
         }
@@ -196,9 +203,11 @@ impl PodRecord {
 
     /// When the keeper ends it, whatever happens.
     pub fn expires_at(&self) -> Timestamp {
-        self.known
-            .expires_at
-            .unwrap_or(self.wanted.requested_at + SignedDuration::from_secs(self.wanted.lifetime_seconds))
+        self.known.expires_at.unwrap_or_else(|| later(self.wanted.requested_at, self.lifetime()))
+    }
+
+    pub fn lifetime(&self) -> SignedDuration {
+        SignedDuration::from_secs(self.wanted.lifetime_seconds)
     }
 
     /// The most it can cost until its deadline: by its own price once that is known.
@@ -214,6 +223,19 @@ impl PodRecord {
     /// Neither proven gone nor refused: it may cost money.
     pub fn is_open(&self) -> bool {
         !matches!(self.known.phase, Phase::Gone | Phase::Refused)
+    }
+
+    /// Like [`Self::learn`], and a pod whose first price is higher than was allowed is to end: prices in a catalog may
+    /// be old, or told later than the pod itself.
+    pub fn learn_price_and_all(&mut self, pod: &Pod, now: Timestamp) {
+        let is_first_price = self.known.cost_per_hour <= 0.0;
+        self.learn(pod, now);
+        let most = self.wanted.max_price_per_hour.unwrap_or(MOST_PRICE_PER_HOUR).min(MOST_PRICE_PER_HOUR);
+        if is_first_price && pod.cost_per_hour > most + LEAST_TOO_MUCH && self.known.ending_since.is_none() {
+            self.known.ending_since = Some(Timestamp::now());
+            self.known.ending_cause =
+                Some(format!("it costs ${:.2}/h, more than the ${most:.2}/h that were allowed", pod.cost_per_hour));
+        }
     }
 
     /// Takes over what the provider says of the pod, and counts the cost up to the provider's `now`.
@@ -247,8 +269,9 @@ impl PodRecord {
         known.gpu = pod.gpu.clone().or(known.gpu.take());
         known.ssh = pod.ssh.clone();
         if known.expires_at.is_none() {
-            let from = pod.created_at.unwrap_or(now);
-            known.expires_at = Some(from + SignedDuration::from_secs(self.wanted.lifetime_seconds));
+            // A pod that says it was made in the future lives no longer for it.
+            let from = pod.created_at.unwrap_or(now).min(now);
+            known.expires_at = Some(later(from, SignedDuration::from_secs(self.wanted.lifetime_seconds)));
         }
     }
 }
@@ -356,7 +379,8 @@ impl Fleet {
         let name = name.to_owned();
         self.records
             .change(move |entries| {
-                let same = |other: &PodRecord| other.is_open() && other.known.pod_id == record.known.pod_id;
+                let id = record.known.pod_id.clone();
+                let same = |other: &PodRecord| id.is_some() && other.is_open() && other.known.pod_id == id;
                 if entries.values().any(same) || entries.get(&name).is_some_and(PodRecord::is_open) {
                     return false;
                 }
@@ -365,6 +389,11 @@ impl Fleet {
             })
             .await
     }
+}
+
+/// Times come from outside and may lie at the end of all time, where adding would panic.
+pub fn later(from: Timestamp, by: SignedDuration) -> Timestamp {
+    from.saturating_add(by).unwrap_or(from)
 }
 
 /// A short random id for an intent.

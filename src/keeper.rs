@@ -23,8 +23,10 @@ use tokio_util::sync::CancellationToken;
 use crate::background::{account_of, socket_path, version};
 use crate::config::Home;
 use crate::errors::chain;
-use crate::fleet::{ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, PodRecord, WantedState, new_intent};
-use crate::provider::{GpuProvider, Pod, PodStatus};
+use crate::fleet::{
+    ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, MOST_LIFETIME_MINUTES, PodRecord, WantedState, later, new_intent,
+};
+use crate::provider::{GpuProvider, Pod, PodStatus, ProviderError};
 use crate::ssh::Ssh;
 use crate::state::{self, Lock, StateError};
 use crate::timing::Timing;
@@ -33,6 +35,8 @@ use crate::tunnel::{TunnelRecord, Tunnels};
 /// A pod of ours that no record knew lives at least this long after it was found, so that a wrong clock or an old
 /// deadline doesn't end it under somebody's hands.
 const ADOPTED_LIVES_AT_LEAST: SignedDuration = SignedDuration::from_mins(15);
+/// No create could have asked for more, whatever stands in the pod's environment.
+const ADOPTED_LIVES_AT_MOST: SignedDuration = SignedDuration::from_mins(MOST_LIFETIME_MINUTES as i64);
 /// How long a lock may be held by somebody who only looks at it.
 const LONGEST_LOOK: Duration = Duration::from_millis(300);
 
@@ -174,14 +178,15 @@ impl Keeper {
     /// Starts a task for each pod and tunnel that has none. True when anything is wanted or not proven gone.
     fn start_missing_tasks(self: &Arc<Self>, tasks: &mut HashMap<String, JoinHandle<()>>) -> bool {
         tasks.retain(|_, task| !task.is_finished());
-        let (pods, tunnels) = match (self.fleet.read(), self.tunnels.read()) {
-            (Ok(pods), Ok(tunnels)) => (pods, tunnels),
-            (Err(error), _) | (_, Err(error)) => {
-                // Unreadable records are no proof that nothing is wanted.
-                tracing::error!(error = %chain(&error), "the records can't be read");
-                return true;
-            }
+        // Neither file keeps what stands in the other from being done; and one that can't be read is no proof that
+        // nothing is wanted.
+        let mut unread = false;
+        let mut failed = |error: StateError| {
+            tracing::error!(error = %chain(&error), "the records can't be read");
+            unread = true;
         };
+        let pods = self.fleet.read().map_err(&mut failed).unwrap_or_default();
+        let tunnels = self.tunnels.read().map_err(&mut failed).unwrap_or_default();
         for (name, record) in pods.iter().filter(|(_, record)| record.is_open()) {
             tasks.entry(format!("pod {}", record.intent)).or_insert_with(|| {
                 tokio::spawn(pod_task::look_after(self.clone(), name.clone(), record.intent.clone()))
@@ -192,7 +197,7 @@ impl Keeper {
                 .entry(format!("tunnel {}", record.intent))
                 .or_insert_with(|| tokio::spawn(tunnel_task::hold(self.clone(), name.clone(), record.intent.clone())));
         }
-        !tasks.is_empty()
+        unread || !tasks.is_empty()
     }
 
     /// The lock over the records, if under it nothing is wanted.
@@ -210,8 +215,11 @@ impl Keeper {
     async fn finish(&self, tasks: HashMap<String, JoinHandle<()>>) {
         self.stop.cancel();
         let longest = self.timing.http_create + Duration::from_secs(5);
-        for (_, task) in tasks {
-            let _ = tokio::time::timeout(longest, task).await;
+        for (_, mut task) in tasks {
+            if tokio::time::timeout(longest, &mut task).await.is_err() {
+                // Whoever keeps this home next takes up what it left.
+                task.abort();
+            }
         }
     }
 
@@ -258,12 +266,18 @@ impl Keeper {
             let Some(provider) = self.provider() else { return Ok(()) };
             let listed = match provider.pods().await {
                 Ok(listed) => listed,
-                Err(error) if error.is_transient() => return Err(chain(&error)),
-                Err(error) => {
-                    // A key that may not list won't find them later either; another key makes us look again.
+                // A key that may not list won't find them later either; another key makes us look again.
+                Err(
+                    error @ (ProviderError::MissingKey
+                    | ProviderError::Unauthorized { .. }
+                    | ProviderError::Forbidden { .. }
+                    | ProviderError::Setup(_)),
+                ) => {
                     tracing::warn!(error = %chain(&error), "our pods can't be listed");
                     return Ok(());
                 }
+                // Anything else passes, as the login page of a hotel's network does.
+                Err(error) => return Err(chain(&error)),
             };
             let now = listed.date.unwrap_or_else(Timestamp::now);
             for pod in listed.value.iter().filter(|pod| pod.env.get(ENV_OWNER) == Some(&identity.owner)) {
@@ -284,7 +298,8 @@ impl Keeper {
     async fn take_back(&self, pod: &Pod, now: Timestamp) -> Result<(), StateError> {
         let entries = self.fleet.read()?;
         let known = |name: &str, record: &PodRecord| {
-            record.known.pod_id.as_ref() == Some(&pod.id) || record.cloud_name(name) == pod.name
+            // Of two by one name each needs a record of its own.
+            record.known.pod_id.as_ref().map_or_else(|| record.cloud_name(name) == pod.name, |id| *id == pod.id)
         };
         let mut of_this_pod = entries.iter().filter(|(name, record)| known(name, record)).map(|(_, record)| record);
         if of_this_pod.clone().any(PodRecord::is_open) {
@@ -299,7 +314,8 @@ impl Keeper {
             .map_or_else(|| (pod.id.clone(), new_intent()), |(name, intent)| (name.to_owned(), intent.to_owned()));
         let name = if entries.get(&name).is_some_and(PodRecord::is_open) { pod.id.clone() } else { name };
         let deadline = pod.env.get(ENV_EXPIRES_AT).and_then(|text| text.parse::<Timestamp>().ok());
-        let deadline = deadline.unwrap_or(now).max(now + ADOPTED_LIVES_AT_LEAST);
+        let (least, most) = (later(now, ADOPTED_LIVES_AT_LEAST), later(now, ADOPTED_LIVES_AT_MOST));
+        let deadline = deadline.unwrap_or(now).clamp(least, most);
         let mut record = PodRecord::of_existing(pod, intent, deadline.duration_since(now));
         record.known.expires_at = Some(deadline);
         record.learn(pod, now);
@@ -308,6 +324,9 @@ impl Keeper {
         }
         if self.fleet.adopt(&name, record).await? {
             tracing::warn!(pod = pod.id, name, %deadline, was_to_end, "a pod of this home was taken back");
+        } else {
+            // Somebody was given its name at this moment; there is another one for it.
+            self.pods_may_be_lost.send_replace(true);
         }
         Ok(())
     }

@@ -223,3 +223,21 @@ async fn an_ending_by_a_later_call_tells_the_cost() {
     assert_eq!(house.processes().ssh.len(), 0);
     house.end().await;
 }
+
+/// A record may have been closed by a mistake of the provider's; what it shows alive is ended all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_record_says_gone_and_which_lives_is_ended() {
+    let house = House::hurried().await;
+    for wanted in ["early", "its id"] {
+        let id = house.create("early").await;
+        house.end_processes();
+        let fleet = house.fleet();
+        let intent = fleet.get("early").expect("records").expect("a record").intent;
+        fleet.know("early", &intent, |record| record.known.phase = Phase::Gone).await.expect("a closed record");
+        let pod = if wanted == "early" { "early" } else { id.as_str() };
+        let ended = house.ok("terminate_pod", json!({ "pod": pod })).await;
+        assert_eq!((&ended["done"], &ended["pod_id"]), (&json!(true), &json!(id)), "{ended}");
+        assert_eq!(house.alive().await.len(), 0, "by {wanted}");
+    }
+    house.end().await;
+}

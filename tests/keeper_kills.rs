@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use autopod_mcp::background::KeeperClient;
 use autopod_mcp::fleet::PodRecord;
+use autopod_mcp::timing::Timing;
 use autopod_mcp::tunnel::TunnelState;
+use jiff::SignedDuration;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -185,5 +188,21 @@ async fn a_new_key_of_the_same_account_is_taken_over_by_the_keeper() {
     let done = house.ok("terminate_pod", json!({ "pod": "held" })).await;
     assert_eq!((&done["done"], house.alive().await.len()), (&json!(true), 0), "{done}");
     until("a closed record", async || house.fleet().get("held").ok()?.filter(|record| !record.is_open())).await;
+    house.end().await;
+}
+
+/// A program without the key that would replace the keeper, being newer or at another provider, leaves it alone: the
+/// successor could keep no deadline.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_with_the_key_is_not_replaced_by_one_without() {
+    let house = House::new().await;
+    house.fleet().ensure("kept", house.wish(SignedDuration::from_mins(5))).await.expect("a record");
+    house.keeper().ensure_and_wake().await.expect("a keeper");
+    let worker = house.until_worker().await;
+    let elsewhere = "http://127.0.0.1:9";
+    let keyless = KeeperClient::new(&house.home(), &Timing::quick(), Some(house.launcher()), None, elsewhere, false);
+    keyless.ensure_and_wake().await.expect("the keeper that is there");
+    let hello = keyless.hello().await.expect("a keeper");
+    assert_eq!((hello.pid, hello.has_key, hello.is_ending), (worker, true, false), "{hello:?}");
     house.end().await;
 }

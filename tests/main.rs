@@ -15,6 +15,7 @@ mod imports;
 mod keeper_create;
 mod keeper_ending;
 mod keeper_kills;
+mod keeper_lies;
 mod keeper_records;
 mod keeper_sshd;
 mod keeper_support;

@@ -151,6 +151,11 @@ impl KeeperClient {
             // One that is ending may wait for the answer to a POST, so it is not wedged.
             let answered = hello.is_some();
             match hello.filter(|hello| !hello.is_ending) {
+                // Its successor would get no key from us, and without one nobody keeps the deadlines.
+                Some(hello) if hello.has_key && self.key.is_none() => {
+                    let _ = self.send(&Request::Wake).await;
+                    return Ok(());
+                }
                 Some(hello) if hello.origin != self.origin => {
                     tracing::info!(from = hello.origin, to = self.origin, "the keeper is replaced");
                     self.retire().await;

@@ -1,5 +1,6 @@
 //! One pod's life: journaled, POSTed once, looked for when the answer was unclear, followed, ended in time.
 
+mod clocks;
 mod ending;
 mod placing;
 
@@ -9,6 +10,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
+use self::clocks::Clocks;
 use super::Keeper;
 use crate::errors::chain;
 use crate::fleet::{Phase, PodRecord, WantedState};
@@ -22,8 +24,9 @@ struct PodTask {
     /// When the provider may be asked again.
     next_call: Instant,
     backoff: Duration,
-    /// How far the provider's clock is ahead of ours, from its last answer.
-    provider_ahead: SignedDuration,
+    clocks: Clocks,
+    /// As it was last read or written: while the file can't be read or has lost it, nothing else knows of the pod.
+    last: Option<PodRecord>,
     /// A pod that exists and that the disk didn't take: the only trace of it, so it is followed and ended from here.
     unrecorded: Option<(Pod, Timestamp)>,
 }
@@ -38,7 +41,8 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
         intent,
         next_call: Instant::now(),
         backoff,
-        provider_ahead: SignedDuration::ZERO,
+        clocks: Clocks::new(),
+        last: None,
         unrecorded: None,
     };
     // A POST that was under way when the last keeper died has an outcome that nobody read.
@@ -51,14 +55,23 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
     .await;
     while !keeper.stop.is_cancelled() {
         match task.record() {
-            Ok(Some(record)) if record.is_open() => task.step(record).await,
-            Ok(Some(_)) => return,
-            // Nobody takes the record of an open pod away but a broken file: it is made anew from the provider.
-            Ok(None) => {
-                keeper.pods_may_be_lost.send_replace(true);
-                return;
+            Ok(Some(record)) if record.is_open() => {
+                task.last = Some(record.clone());
+                task.step(record).await;
             }
-            Err(error) => tracing::error!(error = %chain(&error), "the records can't be read"),
+            Ok(Some(_)) => return,
+            // Nobody takes the record of an open pod away but a broken file: it is made anew, from the provider if we
+            // know no pod.
+            Ok(None) => {
+                if !task.restore().await {
+                    keeper.pods_may_be_lost.send_replace(true);
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "the records can't be read");
+                task.end_from_memory().await;
+            }
         }
         keeper.wait(&mut turn, keeper.timing.keeper_turn).await;
     }
@@ -67,7 +80,7 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
 impl PodTask {
     async fn step(&mut self, mut record: PodRecord) {
         if let Some((pod, at)) = self.unrecorded.take() {
-            record.learn(&pod, at);
+            record.learn_price_and_all(&pod, at);
             self.found(pod, at).await;
         }
         let Some(provider) = self.keeper.provider() else {
@@ -104,7 +117,7 @@ impl PodTask {
     fn reason_to_end(&self, record: &PodRecord) -> Option<&'static str> {
         if record.wanted.state == WantedState::Gone {
             Some("terminated")
-        } else if self.latest_clock() >= record.expires_at() {
+        } else if self.clocks.is_due(record.expires_at(), record.lifetime()) {
             Some("its deadline passed")
         } else if record.known.ending_since.is_some() {
             // Decided before; endings aren't taken back.
@@ -112,12 +125,6 @@ impl PodTask {
         } else {
             None
         }
-    }
-
-    /// Our clock or the provider's, whichever is later: a deadline is never kept too late.
-    fn latest_clock(&self) -> Timestamp {
-        let now = Timestamp::now();
-        now.max(now.saturating_add(self.provider_ahead).unwrap_or(now))
     }
 
     /// Whether the provider may not show a pod yet that it has made, so that its absence proves nothing.
@@ -143,10 +150,10 @@ impl PodTask {
 
     fn succeeded<T>(&mut self, answer: &Stamped<T>) -> Timestamp {
         self.backoff = self.keeper.timing.backoff_first;
-        let ours = Timestamp::now();
-        let now = answer.date.unwrap_or(ours);
-        self.provider_ahead = now.duration_since(ours);
-        now
+        if let Some(date) = answer.date {
+            self.clocks.heard(date);
+        }
+        self.clocks.provider_now()
     }
 
     /// Asks after the pod, but drops the question when the pod is to end: an ending waits for nothing.
@@ -175,6 +182,8 @@ impl PodTask {
                             self.back_off();
                         } else {
                             self.gone("it ended without us").await;
+                            // Nobody has ended it, so a second look at the list is due.
+                            self.keeper.pods_may_be_lost.send_replace(true);
                         }
                     }
                     Err(error) => self.trouble(&error).await,
@@ -198,9 +207,9 @@ impl PodTask {
         }
     }
 
-    async fn learn(&self, pod: Pod, now: Timestamp) {
+    async fn learn(&mut self, pod: Pod, now: Timestamp) {
         self.know(move |record| {
-            record.learn(&pod, now);
+            record.learn_price_and_all(&pod, now);
             record.known.problem = None;
         })
         .await;
@@ -213,15 +222,57 @@ impl PodTask {
         self.know(|record| record.known.problem = Some(problem)).await;
     }
 
+    /// What we know of the pod without the file.
+    fn remembered(&self) -> Option<PodRecord> {
+        let mut record = self.last.clone()?;
+        if let Some((pod, at)) = &self.unrecorded {
+            record.learn_price_and_all(pod, *at);
+        }
+        Some(record)
+    }
+
+    /// Writes the record again that has left the file. False when that can't be, or when nothing was ever sent.
+    async fn restore(&mut self) -> bool {
+        let Some(record) =
+            self.remembered().filter(|record| record.is_open() && record.known.phase != Phase::Journaled)
+        else {
+            return false;
+        };
+        match self.keeper.fleet.adopt(&self.name, record).await {
+            Ok(restored) => {
+                tracing::warn!(pod = self.name, restored, "its record has left the file");
+                restored
+            }
+            Err(error) => {
+                tracing::error!(pod = self.name, error = %chain(&error), "its record can't be written again");
+                self.end_from_memory().await;
+                true
+            }
+        }
+    }
+
+    /// Records that can't be read keep no pod alive. Nothing else is done from memory, for a wish may have changed.
+    async fn end_from_memory(&mut self) {
+        let Some(record) = self.remembered() else { return };
+        let (Some(provider), Some(id)) = (self.keeper.provider(), record.known.pod_id.clone()) else { return };
+        if self.reason_to_end(&record).is_some() && self.may_call() {
+            self.delete(&*provider, id, &record).await;
+        }
+    }
+
     fn record(&self) -> Result<Option<PodRecord>, crate::state::StateError> {
         Ok(self.keeper.fleet.get(&self.name)?.filter(|record| record.intent == self.intent))
     }
 
     /// Writes what is known. A disk that is full must not keep a pod alive, so a failure is logged and the task goes
     /// on from what it knows; what has to be on disk before a step is checked by that step.
-    async fn know(&self, change: impl FnOnce(&mut PodRecord) + Send + 'static) -> bool {
+    async fn know(&mut self, change: impl FnOnce(&mut PodRecord) + Send + 'static) -> bool {
         match self.keeper.fleet.know(&self.name, &self.intent, change).await {
-            Ok(record) => record.is_some(),
+            Ok(Some(record)) => {
+                self.last = Some(record);
+                true
+            }
+            Ok(None) => false,
             Err(error) => {
                 tracing::error!(pod = self.name, error = %chain(&error), "what is known can't be written");
                 false

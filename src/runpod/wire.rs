@@ -15,6 +15,9 @@ use ssh::{RuntimePort, Ssh};
 
 use crate::provider::{Cloud, GpuType, Pod, PodAction, PodSpec, PodStatus, Stock, Volume, VolumeMount, VolumeSpec};
 
+/// Far more than any pod costs; a higher number is a mistake, and still too dear.
+const MOST_COST_PER_HOUR: f64 = 1_000_000.0;
+
 /// Where and why a body can't be read.
 pub(super) struct DecodeError {
     /// Like `pods[3].cost`; `.` is the whole body.
@@ -290,7 +293,8 @@ impl From<PodBody> for Pod {
             volume: mount.map(|mount| VolumeMount { volume_id: mount.volume_id, path: mount.path.unwrap_or_default() }),
             ports: body.ports.unwrap_or_default(),
             env: environment(body.env),
-            cost_per_hour: body.cost.unwrap_or_default(),
+            // What can't be summed up can't be written into the records either.
+            cost_per_hour: body.cost.unwrap_or_default().clamp(0.0, MOST_COST_PER_HOUR),
             created_at: body.created_at.as_deref().and_then(timestamp),
             started_at: body.started_at.as_deref().and_then(timestamp),
             uptime_seconds: body.runtime.and_then(|runtime| runtime.uptime).map(|seconds| seconds.max(0.0) as u64),

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::PodTask;
 use super::placing::Search;
 use crate::errors::chain;
-use crate::fleet::{Phase, PodRecord};
+use crate::fleet::{Phase, PodRecord, later};
 use crate::provider::{GpuProvider, PodStatus, ProviderError};
 use crate::tunnel::{TunnelRecord, TunnelState};
 
@@ -24,8 +24,8 @@ impl PodTask {
                 let turns_up_until = record
                     .known
                     .posted_at
-                    .map_or(record.expires_at(), |posted| record.expires_at().max(posted + TURNS_UP_WITHIN));
-                let late = self.latest_clock() >= turns_up_until;
+                    .map_or(record.expires_at(), |posted| record.expires_at().max(later(posted, TURNS_UP_WITHIN)));
+                let late = self.clocks.latest() >= turns_up_until;
                 match self.search(provider, &record).await {
                     Search::Found => self.next_call = Instant::now(),
                     Search::NotListed if late => self.gone("it never turned up").await,
@@ -35,7 +35,7 @@ impl PodTask {
         }
     }
 
-    async fn delete(&mut self, provider: &dyn GpuProvider, id: String, record: &PodRecord) {
+    pub(super) async fn delete(&mut self, provider: &dyn GpuProvider, id: String, record: &PodRecord) {
         match provider.delete_pod(&id).await {
             Ok(answer) => {
                 self.succeeded(&answer);
@@ -60,7 +60,7 @@ impl PodTask {
 
     /// Closes the record. What it cost is counted to this moment by the provider's clock.
     pub(super) async fn gone(&mut self, cause: &'static str) {
-        let now = Timestamp::now().saturating_add(self.provider_ahead).unwrap_or(Timestamp::MAX);
+        let now = self.clocks.provider_now();
         let closed = self
             .know(move |record| {
                 let known = &mut record.known;

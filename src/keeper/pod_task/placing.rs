@@ -7,12 +7,15 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::PodTask;
 use crate::errors::chain;
-use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, HomeIdentity, MOST_PRICE_PER_HOUR, Phase, PodRecord};
+use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, HomeIdentity, Phase, PodRecord};
 use crate::provider::{GpuProvider, Pod, PodSpec, ProviderError};
 
 /// How long a provider that can't be reached, or that has no calls left for us, is tried: a pod that starts long after
 /// it was asked for is a surprise.
 const TRY_FOR: SignedDuration = SignedDuration::from_mins(3);
+
+/// A wish that lay about for longer, its keeper dead or the machine asleep, is nobody's wish any more.
+const ASKED_FOR_WITHIN: SignedDuration = SignedDuration::from_mins(15);
 
 /// What looking for a pod by its name came to.
 #[derive(PartialEq, Eq)]
@@ -29,6 +32,15 @@ impl PodTask {
             self.refused(problem).await;
             return;
         };
+        let asked_for = Timestamp::now().duration_since(record.wanted.requested_at);
+        if asked_for > ASKED_FOR_WITHIN {
+            self.refused(format!(
+                "it was asked for {} minutes ago and not made in time; ask again",
+                asked_for.as_mins()
+            ))
+            .await;
+            return;
+        }
         let spec = match self.spec(provider, &record, &candidate.gpu).await {
             Ok(spec) => spec,
             Err(problem) => {
@@ -44,14 +56,15 @@ impl PodTask {
             })
             .await;
         // Without the journal on disk there is no POST; and asking for the account's keys took a moment, in which the
-        // wish may have been taken back.
+        // wish may have been taken back, or we were told to end.
         let still_wanted = matches!(self.record(), Ok(Some(record)) if self.reason_to_end(&record).is_none());
-        if !journaled || !still_wanted {
+        if !journaled || !still_wanted || self.keeper.stop.is_cancelled() {
             self.back_off();
             self.know(|record| record.known.phase = Phase::Journaled).await;
             return;
         }
         tracing::info!(pod = spec.name, gpu = spec.gpu, "creating");
+        self.clocks.start();
         match provider.create_pod(&spec).await {
             Ok(answer) => {
                 let now = self.succeeded(&answer);
@@ -64,22 +77,21 @@ impl PodTask {
     /// Takes a pod that is there into the record. If the disk doesn't take it, it is kept in memory and tried again with
     /// each step, and its deadline is kept all the same.
     pub(super) async fn found(&mut self, pod: Pod, now: Timestamp) {
-        let too_dear = pod.cost_per_hour > MOST_PRICE_PER_HOUR + 0.005;
         let learnt = pod.clone();
         let change = move |record: &mut PodRecord| {
-            record.learn(&learnt, now);
+            record.learn_price_and_all(&learnt, now);
             record.known.problem = None;
-            if too_dear {
-                record.known.ending_since = Some(Timestamp::now());
-                record.known.ending_cause = Some(format!(
-                    "it costs ${:.2}/h, more than the cap of ${MOST_PRICE_PER_HOUR:.2}/h",
-                    learnt.cost_per_hour
-                ));
-            }
         };
-        if let Err(error) = self.keeper.fleet.know(&self.name, &self.intent, change).await {
-            tracing::error!(pod = pod.id, error = %chain(&error), "a new pod can't be recorded; trying again");
-            self.unrecorded = Some((pod, now));
+        match self.keeper.fleet.know(&self.name, &self.intent, change).await {
+            Ok(Some(record)) => self.last = Some(record),
+            Ok(None) => {
+                tracing::error!(pod = pod.id, "a new pod's record has left the file");
+                self.unrecorded = Some((pod, now));
+            }
+            Err(error) => {
+                tracing::error!(pod = pod.id, error = %chain(&error), "a new pod can't be recorded; trying again");
+                self.unrecorded = Some((pod, now));
+            }
         }
     }
 
@@ -134,7 +146,7 @@ impl PodTask {
         asked.is_some_and(|at| Timestamp::now().duration_since(at) < TRY_FOR)
     }
 
-    async fn refused(&self, problem: String) {
+    async fn refused(&mut self, problem: String) {
         self.know(|record| {
             record.known.phase = Phase::Refused;
             record.known.problem = Some(problem);
@@ -148,7 +160,12 @@ impl PodTask {
         match provider.pods().await {
             Ok(listed) => {
                 let now = self.succeeded(&listed);
-                if let Some(pod) = listed.value.into_iter().find(|pod| pod.name == cloud_name) {
+                let mut ours = listed.value.into_iter().filter(|pod| pod.name == cloud_name);
+                if let Some(pod) = ours.next() {
+                    if ours.next().is_some() {
+                        // Something between us and the provider sent the request twice.
+                        self.keeper.pods_may_be_lost.send_replace(true);
+                    }
                     tracing::info!(pod = pod.id, "a pod whose create had no clear answer was found");
                     self.found(pod, now).await;
                     return Search::Found;

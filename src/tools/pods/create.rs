@@ -140,12 +140,14 @@ impl Tool for CreatePodWithVolume {
         let lifetime = SignedDuration::from_mins(i64::from(
             input.lifetime_minutes.unwrap_or(DEFAULT_LIFETIME_MINUTES).min(MOST_LIFETIME_MINUTES),
         ));
+        let max_price_per_hour = input.max_price_per_hour;
         let (request, candidates) = resolve(context, input).await?;
         // The pod gets our key when it is made, so what keeps us from having one is told before anything is asked for.
         services.ssh.public_key().await.map_err(|error| {
             ToolError::new(ErrorKind::Setup, format!("no pod was created: {}", chain(&error))).billing(StillBilling::No)
         })?;
-        let fresh = PodRecord::new(new_intent(), request, candidates, lifetime);
+        let mut fresh = PodRecord::new(new_intent(), request, candidates, lifetime);
+        fresh.wanted.max_price_per_hour = max_price_per_hour;
         let (created, record) = match services.fleet.ensure(&name, fresh).await? {
             Ensured::New(record) => (true, record),
             Ensured::Joined(record) => (false, record),

@@ -1,5 +1,7 @@
 //! terminate_pod: ends a pod and proves it gone, with the keeper or without.
 
+use std::time::Duration;
+
 use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,11 +9,14 @@ use tokio::task::JoinHandle;
 
 use super::{Found, Owner, cents, cost_now, find, owner_of};
 use crate::fleet::{HomeIdentity, Phase, PodRecord, WantedState, new_intent};
-use crate::provider::{GpuProvider, PodStatus, ProviderError};
+use crate::provider::{GpuProvider, Pod, PodStatus, ProviderError};
 use crate::tools::context::Services;
 use crate::tools::waiting::Waiting;
 use crate::tools::{Context, Effect, StillBilling, Tool, ToolError};
 use crate::tunnel::TunnelRecord;
+
+/// For a keeper that was slow or is to be started, beside a caller that doesn't wait.
+const LEAST_FOR_THE_KEEPER: Duration = Duration::from_secs(2);
 
 pub struct TerminatePod;
 
@@ -70,10 +75,14 @@ impl Tool for TerminatePod {
     async fn run(context: &Context, input: TerminateInput) -> Result<TerminateOutput, ToolError> {
         let services = &context.services;
         let waiting = Waiting::new(context, input.wait_seconds);
-        if let Some(done) = already_gone(services, &input.pod)? {
-            return Ok(done);
-        }
-        let found = find(services, &input.pod).await.map_err(|error| match error.still_billing {
+        let wanted = match already_gone(services, &input.pod)? {
+            None => input.pod,
+            Some((closed, done)) => match alive_all_the_same(services, &waiting, &closed).await {
+                None => return Ok(done),
+                Some(id) => id,
+            },
+        };
+        let found = find(services, &wanted).await.map_err(|error| match error.still_billing {
             None if error.retryable => error.billing(StillBilling::Possible),
             _ => error,
         })?;
@@ -107,7 +116,8 @@ impl Tool for TerminatePod {
             }
         };
         // A keeper that hung is replaced within the call's time, for it has other pods to keep.
-        if let Ok(Ok(Err(error))) = tokio::time::timeout(waiting.left(), waking).await {
+        // Even who doesn't wait may be the last who could start one: a call's process ends with its answer.
+        if let Ok(Ok(Err(error))) = tokio::time::timeout(waiting.left().max(LEAST_FOR_THE_KEEPER), waking).await {
             tracing::warn!(%error, "the keeper can't be started");
         }
         let tunnels_stopped = count_stopped(&waiting, services, &tunnels).await;
@@ -127,7 +137,7 @@ impl Tool for TerminatePod {
 }
 
 /// Asking twice is no error: an assistant may have missed the first answer.
-fn already_gone(services: &Services, wanted: &str) -> Result<Option<TerminateOutput>, ToolError> {
+fn already_gone(services: &Services, wanted: &str) -> Result<Option<(Found, TerminateOutput)>, ToolError> {
     let records = services.fleet.read()?;
     let same = |name: &str, record: &PodRecord| name == wanted || record.known.pod_id.as_deref() == Some(wanted);
     if records.iter().any(|(name, record)| same(name, record) && record.is_open()) {
@@ -136,8 +146,19 @@ fn already_gone(services: &Services, wanted: &str) -> Result<Option<TerminateOut
     let gone = records.iter().find(|(name, record)| same(name, record) && record.known.phase == Phase::Gone);
     Ok(gone.map(|(name, record)| {
         let found = Found { name: name.clone(), record: Some(record.clone()), pod: None };
-        describe(name, &found, Some(record), true, 0, None)
+        let answer = describe(name, &found, Some(record), true, 0, None);
+        (found, answer)
     }))
+}
+
+/// The id of a pod that its record says is gone and the provider shows alive. Who can't ask believes the proof of then.
+async fn alive_all_the_same(services: &Services, waiting: &Waiting<'_>, closed: &Found) -> Option<String> {
+    let record = closed.record.as_ref()?;
+    let patience = waiting.left().max(LEAST_FOR_THE_KEEPER);
+    let listed = tokio::time::timeout(patience, services.provider.as_ref()?.pods()).await.ok()?.ok()?.value;
+    let this_pod =
+        |pod: &Pod| record.known.pod_id.as_ref() == Some(&pod.id) || record.cloud_name(&closed.name) == pod.name;
+    listed.into_iter().find(|pod| pod.status != PodStatus::Terminated && this_pod(pod)).map(|pod| pod.id)
 }
 
 fn refuse_foreign(services: &Services, found: &Found, allowed: bool) -> Result<(), ToolError> {
@@ -200,7 +221,8 @@ async fn by_keeper(
         // One that has taken it may hang or lack a key that works; what it does may be done twice without harm.
         let patience = services.timing.keeper_takes_ending * if taken { 3 } else { 1 };
         let no_keeper = waking.is_finished() && !services.keeper.is_alive();
-        if record.known.pod_id.is_some() && (waiting.elapsed() >= patience || no_keeper) {
+        // A pod without an id may be in the making; only a keeper would tell.
+        if no_keeper || record.known.pod_id.is_some() && waiting.elapsed() >= patience {
             return Outcome::NotTaken;
         }
         if !waiting.again().await {
@@ -224,7 +246,7 @@ async fn ourselves(waiting: &Waiting<'_>, services: &Services, id: &str) -> Resu
         match delete_and_prove(&**provider, id).await {
             Ok(true) => return Ok(true),
             Ok(false) => {}
-            Err(error) if error.is_transient() && waiting.left() > std::time::Duration::from_secs(1) => {}
+            Err(error) if error.is_transient() && waiting.left() > Duration::from_secs(1) => {}
             Err(error) => {
                 return Err(ToolError::from(error).billing(StillBilling::Possible).hint(format!(
                     "call terminate_pod {{\"pod\": \"{id}\"}} again, or end it at https://console.runpod.io/pods"
