@@ -135,12 +135,26 @@ pub fn read_file(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
 
 /// Replaces the file so that after a crash there is the old content or the new, mode 0600.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    replace(path, bytes, true)
+}
+
+/// Like [`write_file`], but what was written last may be lost with the power: for what is soon written again.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
+    replace(path, bytes, false)
+}
+
+fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), StateError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     make_private_folder(folder)?;
     let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map_err(io(path, "written"))?;
     temporary.write_all(bytes).map_err(io(path, "written"))?;
-    temporary.as_file().sync_all().map_err(io(path, "written"))?;
+    if durable {
+        temporary.as_file().sync_all().map_err(io(path, "written"))?;
+    }
     temporary.persist(path).map_err(|error| io(path, "replaced")(error.error))?;
+    if !durable {
+        return Ok(());
+    }
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder, "synced"))
 }
 

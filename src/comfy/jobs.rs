@@ -5,21 +5,17 @@
 //! the record is behind, which whoever takes the job up next makes good by asking the server.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use fs2::FileExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 use uuid::Uuid;
 
 use super::outputs::{OutputFile, OutputText, SavedFile, SkippedFile};
 use super::watch::Progress;
 use super::workflow::WorkflowError;
 use super::{ComfyError, Failure, NodeError};
+use crate::state::{self, Lock, StateError};
 
 mod drive;
 
@@ -136,6 +132,8 @@ pub enum JobError {
     #[error("{path} can't be read or written")]
     Disk { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
     Workflow(#[from] WorkflowError),
     #[error(transparent)]
     Comfy(#[from] ComfyError),
@@ -153,7 +151,7 @@ pub struct JobStore {
 pub struct Job {
     store: JobStore,
     record: JobRecord,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl JobStore {
@@ -190,7 +188,7 @@ impl JobStore {
 
     /// Whether a process works on it now.
     pub fn is_held(&self, id: Uuid) -> Result<bool, JobError> {
-        Ok(self.try_lock(id)?.is_none())
+        Ok(state::is_held(&self.lock_path(id)))
     }
 
     /// All readable records, newest first.
@@ -219,17 +217,12 @@ impl JobStore {
     }
 
     /// `None` when another process, or another job value in this one, has it.
-    fn try_lock(&self, id: Uuid) -> Result<Option<File>, JobError> {
-        make_private(&self.locks)?;
-        let path = self.locks.join(format!("job-{id}.lock"));
-        let disk = |source| JobError::Disk { path: path.clone(), source };
-        let mut options = std::fs::OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(disk)?;
-        match FileExt::try_lock_exclusive(&file) {
-            Ok(()) => Ok(Some(file)),
-            Err(error) if error.kind() == fs2::lock_contended_error().kind() => Ok(None),
-            Err(source) => Err(disk(source)),
-        }
+    fn try_lock(&self, id: Uuid) -> Result<Option<Lock>, JobError> {
+        Ok(Lock::try_take(&self.lock_path(id))?)
+    }
+
+    fn lock_path(&self, id: Uuid) -> PathBuf {
+        self.locks.join(format!("job-{id}.lock"))
     }
 }
 
@@ -259,11 +252,10 @@ impl Job {
     }
 
     fn write(&self, durable: bool) -> Result<(), JobError> {
-        make_private(&self.store.jobs)?;
         let path = self.store.path(self.record.prompt_id);
         let content = serde_json::to_vec_pretty(&self.record)
             .map_err(|error| JobError::Unreadable { path: path.clone(), reason: error.to_string() })?;
-        write_atomically(&path, &content, durable).map_err(|source| JobError::Disk { path, source })
+        Ok(if durable { state::write_file(&path, &content) } else { state::replace_file(&path, &content) }?)
     }
 }
 
@@ -280,24 +272,6 @@ fn parse(path: PathBuf, bytes: &[u8]) -> Result<JobRecord, JobError> {
     }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     serde_path_to_error::deserialize(&mut json).map_err(|error| unreadable(&error))
-}
-
-fn make_private(folder: &Path) -> Result<(), JobError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|source| JobError::Disk { path: folder.to_owned(), source })
-}
-
-/// A reader, or a crash, meets the old content or the new one, never a part.
-fn write_atomically(path: &Path, content: &[u8], durable: bool) -> std::io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    // Temporary files are 0600 from the start.
-    let mut temporary = NamedTempFile::new_in(folder)?;
-    temporary.write_all(content)?;
-    if durable {
-        temporary.as_file().sync_all()?;
-    }
-    temporary.persist(path).map_err(|refused| refused.error)?;
-    if durable { File::open(folder)?.sync_all() } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ impl From<JobError> for ToolError {
             JobError::Workflow(error) => Self::invalid("workflow", error),
             JobError::NotFound(_) => Self::not_found(error.to_string()),
             JobError::Held(_) => Self::failed(error.to_string()).retryable(true),
-            JobError::Unreadable { .. } | JobError::Newer { .. } | JobError::Disk { .. } => {
+            JobError::Unreadable { .. } | JobError::Newer { .. } | JobError::Disk { .. } | JobError::State(_) => {
                 Self::new(ErrorKind::Setup, chain(&error))
             }
         }
