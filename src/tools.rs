@@ -6,6 +6,7 @@
 mod comfy;
 pub mod context;
 pub mod error;
+mod gpus;
 mod pods;
 mod schema;
 mod tunnels;
@@ -90,7 +91,7 @@ pub static TOOLS: &[ToolDef] = &[
     ToolDef::of::<pods::ListPods>(),
     ToolDef::of::<pods::GetPod>(),
     ToolDef::of::<volumes::ListVolumes>(),
-    ToolDef::of::<volumes::ListGpus>(),
+    ToolDef::of::<gpus::ListGpus>(),
     ToolDef::of::<tunnels::ListTunnels>(),
     ToolDef::of::<tunnels::StopTunnel>(),
     ToolDef::of::<comfy::ComfyRun>(),
