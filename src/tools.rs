@@ -6,6 +6,7 @@
 mod comfy;
 pub mod context;
 pub mod error;
+mod gpus;
 mod pods;
 mod schema;
 mod tunnels;
@@ -18,8 +19,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use schemars::JsonSchema;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -90,7 +91,7 @@ pub static TOOLS: &[ToolDef] = &[
     ToolDef::of::<pods::ListPods>(),
     ToolDef::of::<pods::GetPod>(),
     ToolDef::of::<volumes::ListVolumes>(),
-    ToolDef::of::<volumes::ListGpus>(),
+    ToolDef::of::<gpus::ListGpus>(),
     ToolDef::of::<tunnels::ListTunnels>(),
     ToolDef::of::<tunnels::StopTunnel>(),
     ToolDef::of::<comfy::ComfyRun>(),
@@ -192,10 +193,8 @@ impl ToolDef {
                     let value = serde_json::to_value(&output).map_err(|error| {
                         ToolError::new(ErrorKind::Internal, format!("the answer can't be written as JSON: {error}"))
                     })?;
-                    if value["done"] == false
-                        && let Some(told) = billing_line(&value["still_billing"])
-                    {
-                        text.push_str(told);
+                    if let Some(cost) = cost_of_waiting(&value) {
+                        text.push_str(&format!("\n{cost}"));
                     }
                     Ok(Answer { value, text })
                 })
@@ -211,12 +210,11 @@ impl ToolDef {
 }
 
 /// Whoever reads only the text of an unfinished answer has to know what it costs to wait.
-fn billing_line(still_billing: &Value) -> Option<&'static str> {
-    match still_billing.as_str()? {
-        "yes" => Some("\nStill being billed: yes."),
-        "possible" => Some("\nStill being billed: possibly."),
-        _ => None,
+fn cost_of_waiting(answer: &Value) -> Option<StillBilling> {
+    if answer["done"] != false {
+        return None;
     }
+    StillBilling::deserialize(&answer["still_billing"]).ok().filter(|billing| *billing != StillBilling::No)
 }
 
 fn decode<T: DeserializeOwned + JsonSchema>(arguments: Value) -> Result<T, ToolError> {
@@ -225,4 +223,22 @@ fn decode<T: DeserializeOwned + JsonSchema>(arguments: Value) -> Result<T, ToolE
         let field = error.path().to_string();
         ToolError::invalid(if field == "." { "arguments" } else { &field }, error.inner())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_an_unfinished_answer_tells_what_waiting_costs() {
+        let cost = |done, still_billing| cost_of_waiting(&json!({"done": done, "still_billing": still_billing}));
+        assert_eq!(cost(false, "yes"), Some(StillBilling::Yes));
+        assert_eq!(cost(false, "possible"), Some(StillBilling::Possible));
+        assert_eq!(cost(false, "no"), None);
+        assert_eq!(cost(true, "yes"), None);
+        assert_eq!(cost_of_waiting(&json!({"done": false})), None);
+        assert_eq!(StillBilling::Possible.to_string(), "Still being billed: possibly.");
+    }
 }

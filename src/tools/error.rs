@@ -1,6 +1,6 @@
 //! The one error a tool answers with, whichever face asked.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::background::KeeperError;
 use crate::errors::{chain, harmless};
@@ -63,12 +63,22 @@ impl ErrorKind {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StillBilling {
     Yes,
     No,
     Possible,
+}
+
+impl std::fmt::Display for StillBilling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Yes => "Still being billed: yes.",
+            Self::No => "Still being billed: no.",
+            Self::Possible => "Still being billed: possibly.",
+        })
+    }
 }
 
 /// What happened, whether money is being spent, and the exact next call.
@@ -149,11 +159,8 @@ fn bounded(text: &str) -> String {
 impl std::fmt::Display for ToolError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)?;
-        match self.still_billing {
-            Some(StillBilling::Yes) => f.write_str("\nStill being billed: yes.")?,
-            Some(StillBilling::No) => f.write_str("\nStill being billed: no.")?,
-            Some(StillBilling::Possible) => f.write_str("\nStill being billed: possibly.")?,
-            None => {}
+        if let Some(still_billing) = self.still_billing {
+            write!(f, "\n{still_billing}")?;
         }
         if let Some(hint) = &self.hint {
             write!(f, "\nNext: {hint}")?;
