@@ -119,7 +119,7 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
     if let Err(error) = version::announce(&keeper.home) {
         tracing::error!(error = %chain(&error), "which version keeps this home can't be written");
     }
-    let socket = socket::serve(keeper.clone())?;
+    let socket = socket::serve(keeper.clone());
     let (ended, state_lock) = keeper.clone().compare_until_idle().await;
     socket.abort();
     let _ = std::fs::remove_file(socket_path(&keeper.home));
