@@ -84,12 +84,16 @@ impl Services {
         if let Some(error) = unwritten {
             return Err(error.into());
         }
-        Err(ToolError::refused(format!(
+        Err(self.another_account())
+    }
+
+    fn another_account(&self) -> ToolError {
+        ToolError::refused(format!(
             "the pods recorded in {} belong to another API key or provider, so nothing is changed through this one",
             self.home.root().display()
         ))
         .hint("use the key that made them, or another AUTOPOD_HOME for this account")
-        .billing(StillBilling::Possible))
+        .billing(StillBilling::Possible)
     }
 }
 
@@ -103,6 +107,10 @@ impl Services {
             return Ok(());
         }
         let listed = provider.pods().await.map_err(|error| ToolError::from(error).billing(StillBilling::Possible))?;
+        // A key that shows none of them would take the home over, and take them for gone.
+        if !self.sees_one_of(open).await {
+            return Err(self.another_account());
+        }
         let ours = |pod: &&Pod| open.iter().any(|(_, record)| record.known.pod_id.as_ref() == Some(&pod.id));
         let owner = listed.value.iter().filter(ours).find_map(|pod| pod.env.get(ENV_OWNER));
         let Some(owner) = owner else { return Ok(()) };
