@@ -37,6 +37,7 @@ use crate::tunnel::{TunnelRecord, Tunnels};
 const ADOPTED_LIVES_AT_LEAST: SignedDuration = SignedDuration::from_mins(15);
 /// No create could have asked for more, whatever stands in the pod's environment.
 const ADOPTED_LIVES_AT_MOST: SignedDuration = SignedDuration::from_mins(MOST_LIFETIME_MINUTES as i64);
+const LOST_PODS_LOOKED_FOR_EVERY: Duration = Duration::from_secs(300);
 /// How long a lock may be held by somebody who only looks at it.
 const LONGEST_LOOK: Duration = Duration::from_millis(300);
 
@@ -119,7 +120,7 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
     if let Err(error) = version::announce(&keeper.home) {
         tracing::error!(error = %chain(&error), "which version keeps this home can't be written");
     }
-    let socket = socket::serve(keeper.clone())?;
+    let socket = socket::serve(keeper.clone());
     let (ended, state_lock) = keeper.clone().compare_until_idle().await;
     socket.abort();
     let _ = std::fs::remove_file(socket_path(&keeper.home));
@@ -236,14 +237,19 @@ impl Keeper {
         }
     }
 
-    /// Pods of this home that no record knows come back into the records with their deadline: at the start, and
-    /// whenever a record has vanished.
+    /// Pods of this home that no record knows come back into the records with their deadline: at the start, whenever a
+    /// record has vanished, and every few minutes.
     async fn take_back_our_pods(self: Arc<Self>) {
         let mut may_be_lost = self.pods_may_be_lost.subscribe();
         let mut provider = self.provider.subscribe();
         let mut pause = self.timing.backoff_first;
         loop {
-            if may_be_lost.wait_for(|lost| *lost).await.is_err() || provider.wait_for(Option::is_some).await.is_err() {
+            // Now and then for no reason: what no record knows would stay for ever.
+            tokio::select! {
+                told = may_be_lost.wait_for(|lost| *lost) => if told.is_err() { return },
+                () = tokio::time::sleep(LOST_PODS_LOOKED_FOR_EVERY) => {}
+            }
+            if provider.wait_for(Option::is_some).await.is_err() {
                 return;
             }
             match self.look_for_lost_pods().await {
@@ -326,6 +332,7 @@ impl Keeper {
             tracing::warn!(pod = pod.id, name, %deadline, was_to_end, "a pod of this home was taken back");
         } else {
             // Somebody was given its name at this moment; there is another one for it.
+            tokio::time::sleep(self.timing.backoff_first).await;
             self.pods_may_be_lost.send_replace(true);
         }
         Ok(())

@@ -199,6 +199,11 @@ async fn a_foreign_key_changes_nothing() {
         refused.assert_says("another API key or provider");
     }
     assert_eq!(foreign("list_tunnels", json!({})).await.code, 0);
+    // Not even when it was lost whose home this is.
+    std::fs::remove_file(house.home().home_file()).expect("removed");
+    let refused = foreign("create_pod_with_volume", json!({ "name": "another" })).await;
+    refused.assert_says("another API key or provider");
+    assert!(!house.home().home_file().exists());
     assert_eq!(other.world_pods().await.len(), 0);
     let alive = house.alive().await;
     assert_eq!((alive.len(), &alive[0]["id"]), (1, &json!(id)));

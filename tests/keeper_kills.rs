@@ -61,6 +61,12 @@ async fn a_killed_worker_or_guard_comes_back_by_itself() {
         until("another worker", async || held.house.worker().filter(|worker| *worker != before)).await;
         held.is_whole(&format!("kill -9 of the worker, round {round}")).await;
 
+        // Whoever frees memory asks politely first.
+        let before = held.house.until_worker().await;
+        signal(before, Signal::TERM);
+        until("another worker", async || held.house.worker().filter(|worker| *worker != before)).await;
+        held.is_whole(&format!("the end of the worker, round {round}")).await;
+
         let guard = held.house.processes().guards[0];
         kill(guard);
         until("another guard", async || {

@@ -240,3 +240,18 @@ async fn a_wish_of_long_ago_makes_no_pod() {
     assert_eq!(lied.house.asked("createPod"), 0);
     lied.end().await;
 }
+
+/// Something lies where the keeper would listen: it keeps the pod, and listens when it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_that_nobody_can_speak_to_keeps_its_pods() {
+    let house = House::new().await;
+    let in_the_way = house.home().root().join("keeper.sock");
+    std::fs::create_dir_all(&in_the_way).expect("a folder");
+    let lied = Lied::to(house, |_, _| {}).await;
+    lied.wish("quiet", SignedDuration::from_secs(3)).await;
+    lied.placed("quiet").await;
+    lied.house.until_none_alive("the deadline").await;
+    std::fs::remove_dir(&in_the_way).expect("removed");
+    until("an answer", async || lied.house.keeper().hello().await).await;
+    lied.end().await;
+}

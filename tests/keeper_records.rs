@@ -369,3 +369,17 @@ async fn an_idle_keeper_leaves_nothing_behind() {
     client.ensure_and_wake().await.expect("another keeper");
     house.end().await;
 }
+
+/// A new owner would make strangers of the pods that carry the old one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_owner_is_restored_from_a_pod() {
+    let house = House::hurried().await;
+    house.create("owned").await;
+    let read = || HomeIdentity::read(&house.home()).expect("readable").expect("an identity");
+    let before = read();
+    std::fs::remove_file(house.home().home_file()).expect("removed");
+    house.ok("list_pods", json!({})).await;
+    house.create("next").await;
+    assert_eq!(read(), before);
+    house.end().await;
+}

@@ -92,8 +92,10 @@ async fn work(
         // Without a guard nobody would start us again, so a new guard takes over, with a new worker.
         let seed = newest.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         launch_keeper(&launcher, &home, &seed).await?;
+        return Ok(0);
     }
-    Ok(0)
+    // A guard that told us to end doesn't look at this; told by anybody else, it starts the next one.
+    Ok(u8::from(ended == Ended::Stopped))
 }
 
 async fn read_seed(stdin: &mut BufReader<tokio::io::Stdin>) -> Result<KeeperSeed, ToolError> {

@@ -37,6 +37,15 @@ impl HomeIdentity {
         Ok(identity)
     }
 
+    /// Writes it anew after it was lost, with the owner that the home's pods carry.
+    pub fn restore(home: &Home, timing: &Timing, owner: &str) -> Result<(), StateError> {
+        let _lock = Lock::take(&home.lock("state"), timing.state_lock)?;
+        if Self::read(home)?.is_some() {
+            return Ok(());
+        }
+        state::write_json(&home.home_file(), &Self { schema: 1, owner: owner.to_owned(), account: None })
+    }
+
     /// Binds the home to this account when it is bound to none, or when nothing of the other account is open. False
     /// when it stays another's.
     pub fn bind(home: &Home, timing: &Timing, account: &str, something_open: bool) -> Result<bool, StateError> {

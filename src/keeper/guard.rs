@@ -1,7 +1,7 @@
 //! The guard: a process that holds the key and starts the worker again when it dies.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -12,13 +12,20 @@ use crate::background::{KeeperSeed, Launcher};
 use crate::config::Home;
 
 const PAUSE_BEFORE_RESTART: Duration = Duration::from_millis(500);
+/// The pause before a worker is started that has died at once again and again: starting it without end would keep the
+/// machine busy and fill the log.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A worker that has lived for so long did not die at once.
+const LIVED: Duration = Duration::from_secs(1);
 /// How long a worker that was told to end may take before it is killed. A POST in flight is waited for by the worker
 /// itself, and its intent is on disk.
 const WORKER_ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// Keeps a worker running until one ends by itself or `stop` is cancelled.
 pub async fn run(launcher: &Launcher, home: &Home, mut seed: KeeperSeed, stop: CancellationToken) {
+    let mut pause = PAUSE_BEFORE_RESTART;
     while !stop.is_cancelled() {
+        let started = Instant::now();
         match start_worker(launcher, home, &seed).await {
             Ok(worker) => {
                 if watch_worker(worker, &mut seed, &stop).await {
@@ -28,11 +35,17 @@ pub async fn run(launcher: &Launcher, home: &Home, mut seed: KeeperSeed, stop: C
             }
             Err(error) => tracing::error!(%error, "the keeper's worker can't be started"),
         }
+        pause = pause_after(started.elapsed(), pause);
         tokio::select! {
             () = stop.cancelled() => {}
-            () = tokio::time::sleep(PAUSE_BEFORE_RESTART) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// Half a second for one that worked, longer each time for one that doesn't.
+fn pause_after(lived: Duration, last: Duration) -> Duration {
+    if lived >= LIVED { PAUSE_BEFORE_RESTART } else { (last * 5 / 4).min(LONGEST_PAUSE) }
 }
 
 /// The worker's stderr is ours, the log; its stdout brings newer keys; its stdin ends with us.
@@ -86,4 +99,19 @@ async fn watch_worker(mut worker: Child, seed: &mut KeeperSeed, stop: &Cancellat
     }
     drop(stdin);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_dies_at_once_is_started_less_and_less_often() {
+        let at_once = Duration::from_millis(20);
+        let first = pause_after(at_once, PAUSE_BEFORE_RESTART);
+        assert!(first < Duration::from_secs(1), "a kill may hit it at its start");
+        let later = (0..30).fold(first, |pause, _| pause_after(at_once, pause));
+        assert_eq!(later, LONGEST_PAUSE);
+        assert_eq!(pause_after(Duration::from_secs(2), later), PAUSE_BEFORE_RESTART);
+    }
 }

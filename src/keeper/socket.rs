@@ -11,24 +11,24 @@ use tokio::task::JoinHandle;
 
 use super::Keeper;
 use crate::background::{Hello, Request, account_of, refuse_foreign_folder, socket_path, version};
+use crate::config::Home;
+use crate::errors::chain;
 use crate::state::{self, StateError};
 
 /// A line holds a key at most.
 const MOST_LINE_BYTES: u64 = 64 * 1024;
+const LISTENED_FOR_AGAIN: Duration = Duration::from_secs(1);
 
-pub(super) fn serve(keeper: Arc<Keeper>) -> Result<JoinHandle<()>, StateError> {
-    let path = socket_path(&keeper.home);
-    let failed = |source| StateError::Io { path: path.clone(), doing: "listened on", source };
-    if let Some(folder) = path.parent() {
-        state::make_private_folder(folder)?;
-    }
-    // A folder outside the home could have been made by somebody else before us.
-    refuse_foreign_folder(&path).map_err(failed)?;
-    // We hold the keeper's lock, so a socket that lies here is a dead one's.
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).map_err(failed)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(tokio::spawn(async move {
+/// Listens, and tries again while that can't be: pods are kept whether anybody can speak to us or not.
+pub(super) fn serve(keeper: Arc<Keeper>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let listener = loop {
+            match listen(&keeper.home) {
+                Ok(listener) => break listener,
+                Err(error) => tracing::error!(error = %chain(&error), "nobody can speak to the keeper yet"),
+            }
+            tokio::time::sleep(LISTENED_FOR_AGAIN).await;
+        };
         loop {
             match listener.accept().await {
                 Ok((stream, _)) => {
@@ -39,7 +39,22 @@ pub(super) fn serve(keeper: Arc<Keeper>) -> Result<JoinHandle<()>, StateError> {
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
         }
-    }))
+    })
+}
+
+fn listen(home: &Home) -> Result<UnixListener, StateError> {
+    let path = socket_path(home);
+    let failed = |source| StateError::Io { path: path.clone(), doing: "listened on", source };
+    if let Some(folder) = path.parent() {
+        state::make_private_folder(folder)?;
+    }
+    // A folder outside the home could have been made by somebody else before us.
+    refuse_foreign_folder(&path).map_err(failed)?;
+    // We hold the keeper's lock, so a socket that lies here is a dead one's.
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).map_err(failed)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
 }
 
 async fn answer(keeper: Arc<Keeper>, stream: UnixStream) {

@@ -10,8 +10,8 @@ use crate::background::KeeperClient;
 use crate::config::{Config, Home};
 use crate::errors::chain;
 use crate::errors::harmless;
-use crate::fleet::{Fleet, HomeIdentity, PodRecord};
-use crate::provider::{GpuProvider, PodStatus};
+use crate::fleet::{ENV_OWNER, Fleet, HomeIdentity, PodRecord};
+use crate::provider::{GpuProvider, Pod, PodStatus};
 use crate::ssh::Ssh;
 use crate::timing::Timing;
 use crate::tunnel::Tunnels;
@@ -68,6 +68,7 @@ impl Services {
         let Some(account) = self.keeper.account() else { return Ok(()) };
         let records = self.fleet.read()?;
         let open: Vec<_> = records.iter().filter(|(_, record)| record.is_open()).collect();
+        self.restore_lost_identity(&open).await?;
         let unwritten = match HomeIdentity::bind(&self.home, &self.timing, &account, !open.is_empty()) {
             Ok(true) => return Ok(()),
             Ok(false) => None,
@@ -83,16 +84,43 @@ impl Services {
         if let Some(error) = unwritten {
             return Err(error.into());
         }
-        Err(ToolError::refused(format!(
+        Err(self.another_account())
+    }
+
+    fn another_account(&self) -> ToolError {
+        ToolError::refused(format!(
             "the pods recorded in {} belong to another API key or provider, so nothing is changed through this one",
             self.home.root().display()
         ))
         .hint("use the key that made them, or another AUTOPOD_HOME for this account")
-        .billing(StillBilling::Possible))
+        .billing(StillBilling::Possible)
     }
 }
 
 impl Services {
+    /// A new owner would disown the pods that carry the old one, so it is asked of them.
+    async fn restore_lost_identity(&self, open: &[(&String, &PodRecord)]) -> Result<(), ToolError> {
+        let Some(provider) = &self.provider else { return Ok(()) };
+        // One that can't be read is told by whoever needs it.
+        let is_lost = matches!(HomeIdentity::read(&self.home), Ok(None));
+        if !is_lost || open.iter().all(|(_, record)| record.known.pod_id.is_none()) {
+            return Ok(());
+        }
+        let listed = provider.pods().await.map_err(|error| ToolError::from(error).billing(StillBilling::Possible))?;
+        // A key that shows none of them would take the home over, and take them for gone.
+        if !self.sees_one_of(open).await {
+            return Err(self.another_account());
+        }
+        let ours = |pod: &&Pod| open.iter().any(|(_, record)| record.known.pod_id.as_ref() == Some(&pod.id));
+        let owner = listed.value.iter().filter(ours).find_map(|pod| pod.env.get(ENV_OWNER));
+        let Some(owner) = owner else { return Ok(()) };
+        tracing::warn!("whose home this is was lost and is restored from one of its pods");
+        if let Err(error) = HomeIdentity::restore(&self.home, &self.timing, owner) {
+            tracing::warn!(error = %chain(&error), "whose home this is can't be written");
+        }
+        Ok(())
+    }
+
     /// Whether the key in hand shows one of these pods alive: then it is a new key of the account that made them.
     async fn sees_one_of(&self, open: &[(&String, &PodRecord)]) -> bool {
         let Some(provider) = &self.provider else { return false };
