@@ -7,6 +7,7 @@ mod caps;
 mod owner;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -218,6 +219,12 @@ impl PodRecord {
             }
             _ => self.wanted.reserved_usd,
         }
+    }
+
+    /// Whether the provider may not show a pod yet that it has made, so that its absence proves nothing.
+    pub fn may_lag(&self, lag: Duration) -> bool {
+        let lag = SignedDuration::try_from(lag).unwrap_or(SignedDuration::ZERO);
+        self.known.posted_at.is_some_and(|at| Timestamp::now().duration_since(at) < lag)
     }
 
     /// Neither proven gone nor refused: it may cost money.

@@ -1,11 +1,15 @@
 //! What a provider of GPU pods can do, in the product's own words; no provider's name in it.
 
+mod ending;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+pub use ending::delete_and_prove;
 
 /// An answer with the provider's own clock (the `Date` header), by which ages, costs and deadlines are counted.
 #[derive(Debug, Clone)]

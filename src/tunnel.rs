@@ -79,7 +79,6 @@ pub enum TunnelState {
     BackingOff,
     /// It will not come up by itself; `cause` says why.
     Failed,
-    Closed,
 }
 
 /// The records of this home's tunnels.

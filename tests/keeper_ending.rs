@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use autopod_mcp::fleet::{Ensured, Phase};
+use autopod_mcp::provider::delete_and_prove;
 use jiff::SignedDuration;
 use reqwest::Method;
 use rustix::process::Signal;
@@ -244,5 +245,26 @@ async fn a_pod_whose_record_says_gone_and_which_lives_is_ended() {
         assert_eq!((&ended["done"], &ended["pod_id"]), (&json!(true), &json!(id)), "{ended}");
         assert_eq!(house.alive().await.len(), 0, "by {wanted}");
     }
+    house.end().await;
+}
+
+/// Right after a create DELETE, page and list may all lack a pod that is there and bills.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_shown_yet_is_not_proven_gone() {
+    let house = House::hurried().await;
+    let id = house.create("young").await;
+    let key = house.sandbox.key().to_owned().into();
+    let provider = autopod_mcp::app::connect(&house.origin(), "autopod-mcp").expect("a provider")(key);
+    house.fault(json!({ "operation": "deletePod", "kind": "status_before", "status": 404 })).await;
+    house.fault(json!({ "operation": "getPod", "kind": "status_before", "status": 404, "times": 20 })).await;
+    house.fault(json!({ "operation": "listPods", "kind": "lagging_list", "seconds": 100_000, "times": 20 })).await;
+    let proven = delete_and_prove(&*provider, &id, true).await.expect("an answer");
+    assert!(!proven.value, "a pod that isn't shown yet counted as gone");
+    assert_eq!(house.alive().await.len(), 1);
+    let proven = delete_and_prove(&*provider, &id, true).await.expect("an answer");
+    assert!(proven.value, "it was ended, and nothing shows it any more");
+    assert_eq!(house.alive().await.len(), 0);
+    let again = delete_and_prove(&*provider, &id, false).await.expect("an answer");
+    assert!(again.value, "one that is old enough and nowhere is gone");
     house.end().await;
 }

@@ -7,7 +7,7 @@ mod placing;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use tokio::time::Instant;
 
 use self::clocks::Clocks;
@@ -127,10 +127,8 @@ impl PodTask {
         }
     }
 
-    /// Whether the provider may not show a pod yet that it has made, so that its absence proves nothing.
     fn may_lag(&self, record: &PodRecord) -> bool {
-        let lag = SignedDuration::try_from(self.keeper.timing.provider_lag).unwrap_or(SignedDuration::ZERO);
-        record.known.posted_at.is_some_and(|at| Timestamp::now().duration_since(at) < lag)
+        record.may_lag(self.keeper.timing.provider_lag)
     }
 
     fn may_call(&self) -> bool {

@@ -349,7 +349,6 @@ fn row_state(record: &TunnelRecord, held: bool) -> RowState {
         TunnelState::WrongService => RowState::WrongService,
         TunnelState::Healthy => RowState::Healthy,
         TunnelState::BackingOff => RowState::BackingOff,
-        TunnelState::Closed => RowState::Closing,
     }
 }
 

@@ -7,7 +7,7 @@ use super::PodTask;
 use super::placing::Search;
 use crate::errors::chain;
 use crate::fleet::{Phase, PodRecord, later};
-use crate::provider::{GpuProvider, PodStatus, ProviderError};
+use crate::provider::{GpuProvider, PodStatus, delete_and_prove};
 use crate::tunnel::{TunnelRecord, TunnelState};
 
 /// A create without a clear answer whose pod the list has lacked for so long has made none.
@@ -36,24 +36,15 @@ impl PodTask {
     }
 
     pub(super) async fn delete(&mut self, provider: &dyn GpuProvider, id: String, record: &PodRecord) {
-        match provider.delete_pod(&id).await {
+        match delete_and_prove(provider, &id, self.may_lag(record)).await {
             Ok(answer) => {
                 self.succeeded(&answer);
+                if answer.value {
+                    self.gone("").await;
+                } else {
+                    self.call_again_in(self.keeper.timing.record_poll * 5);
+                }
             }
-            Err(ProviderError::NotFound { .. }) if self.may_lag(record) => {
-                // Nothing was ended, so nothing that is missing afterwards would prove it.
-                self.call_again_in(self.keeper.timing.record_poll * 5);
-                return;
-            }
-            Err(ProviderError::NotFound { .. }) => {}
-            Err(error) => {
-                self.trouble(&error).await;
-                return;
-            }
-        }
-        match proven_gone(provider, &id).await {
-            Ok(true) => self.gone("").await,
-            Ok(false) => self.call_again_in(self.keeper.timing.record_poll * 5),
             Err(error) => self.trouble(&error).await,
         }
     }
@@ -103,18 +94,4 @@ impl PodTask {
             tracing::error!(pod = self.name, error = %chain(&error), "its failed tunnels can't be forgotten");
         }
     }
-}
-
-/// A 404 of its own page may be lag, so the list has to lack it too.
-async fn proven_gone(provider: &dyn GpuProvider, id: &str) -> Result<bool, ProviderError> {
-    match provider.pod(id).await {
-        Ok(answer) if answer.value.status != PodStatus::Terminated => return Ok(false),
-        Ok(_) | Err(ProviderError::NotFound { .. }) => {}
-        Err(error) => {
-            tracing::warn!(pod = id, error = %chain(&error), "can't be proven gone yet");
-            return Err(error);
-        }
-    }
-    let listed = provider.pods().await?.value;
-    Ok(!listed.iter().any(|pod| pod.id == id && pod.status != PodStatus::Terminated))
 }

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::{Found, Owner, cents, cost_now, find, owner_of};
 use crate::fleet::{HomeIdentity, Phase, PodRecord, WantedState, new_intent};
-use crate::provider::{GpuProvider, Pod, PodStatus, ProviderError};
+use crate::provider::{Pod, PodStatus, Stamped, delete_and_prove};
 use crate::tools::context::Services;
 use crate::tools::waiting::Waiting;
 use crate::tools::{Context, Effect, StillBilling, Tool, ToolError};
@@ -17,6 +17,9 @@ use crate::tunnel::TunnelRecord;
 
 /// For a keeper that was slow or is to be started, beside a caller that doesn't wait.
 const LEAST_FOR_THE_KEEPER: Duration = Duration::from_secs(2);
+
+/// The provider's calls are counted, so it isn't asked as often as a record is looked at.
+const LOOKS_BETWEEN_DELETES: usize = 5;
 
 pub struct TerminatePod;
 
@@ -109,8 +112,13 @@ impl Tool for TerminatePod {
             Outcome::TimeIsUp => false,
             Outcome::NotTaken => {
                 let id = found.pod_id().map(str::to_owned).or_else(|| record.as_ref()?.known.pod_id.clone());
-                match id.or(id_by_cloud_name(services, &found).await) {
-                    Some(id) => ourselves(&waiting, services, &id).await?,
+                // Looked for only without an id: a list that takes its time keeps no DELETE waiting.
+                let id = match id {
+                    Some(id) => Some(id),
+                    None => id_by_cloud_name(services, &found).await,
+                };
+                match id {
+                    Some(id) => ourselves(&waiting, services, &id, record.as_ref().or(found.record.as_ref())).await?,
                     None => false,
                 }
             }
@@ -239,13 +247,19 @@ async fn id_by_cloud_name(services: &Services, found: &Found) -> Option<String> 
 }
 
 /// DELETE is idempotent, so it does no harm that the keeper may do the same.
-async fn ourselves(waiting: &Waiting<'_>, services: &Services, id: &str) -> Result<bool, ToolError> {
+async fn ourselves(
+    waiting: &Waiting<'_>,
+    services: &Services,
+    id: &str,
+    record: Option<&PodRecord>,
+) -> Result<bool, ToolError> {
     waiting.tell("ending it without the keeper");
     let provider = services.provider()?;
     loop {
-        match delete_and_prove(&**provider, id).await {
-            Ok(true) => return Ok(true),
-            Ok(false) => {}
+        let may_lag = record.is_some_and(|record| record.may_lag(services.timing.provider_lag));
+        match delete_and_prove(&**provider, id, may_lag).await {
+            Ok(Stamped { value: true, .. }) => return Ok(true),
+            Ok(_) => {}
             Err(error) if error.is_transient() && waiting.left() > Duration::from_secs(1) => {}
             Err(error) => {
                 return Err(ToolError::from(error).billing(StillBilling::Possible).hint(format!(
@@ -253,23 +267,12 @@ async fn ourselves(waiting: &Waiting<'_>, services: &Services, id: &str) -> Resu
                 )));
             }
         }
-        if !waiting.again().await {
-            return Ok(false);
+        for _ in 0..LOOKS_BETWEEN_DELETES {
+            if !waiting.again().await {
+                return Ok(false);
+            }
         }
     }
-}
-
-async fn delete_and_prove(provider: &dyn GpuProvider, id: &str) -> Result<bool, ProviderError> {
-    match provider.delete_pod(id).await {
-        Ok(_) | Err(ProviderError::NotFound { .. }) => {}
-        Err(error) => return Err(error),
-    }
-    match provider.pod(id).await {
-        Ok(answer) if answer.value.status != PodStatus::Terminated => return Ok(false),
-        Ok(_) | Err(ProviderError::NotFound { .. }) => {}
-        Err(error) => return Err(error),
-    }
-    Ok(!provider.pods().await?.value.iter().any(|pod| pod.id == id && pod.status != PodStatus::Terminated))
 }
 
 async fn want_tunnels_closed(services: &Services, name: &str, id: Option<&str>) -> Vec<(String, TunnelRecord)> {
