@@ -52,8 +52,9 @@ pub async fn services(options: &AppOptions) -> Result<Arc<Services>, ToolError> 
     let launcher = Launcher { program: options.program.clone(), environment: options.environment.for_children.clone() };
     if options.sandbox {
         let home = Home::open(outer.sandbox())?;
+        let config = Config::read_for_sandbox(&home)?;
         let world = sandbox_home::ensure(&home, &launcher).await?;
-        return wire(home, Config::default(), Some(world.key), &world.url, launcher, options.tethered);
+        return wire(home, config, Some(world.key), &world.url, launcher, options.tethered);
     }
     let config = Config::read(&outer)?;
     let key = options.environment.api_key.clone().or_else(|| config.api_key.clone());

@@ -1,12 +1,19 @@
 //! The home folder and the config file.
 
+mod fields;
+mod limits;
+mod settings;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use secrecy::SecretString;
-use serde::Deserialize;
+use serde_json::Value;
 
 use crate::state::{self, StateError};
+
+pub use fields::{API_KEY, Field, all as all_fields};
+pub use limits::Limits;
+pub use settings::Config;
 
 /// The folder that holds all state, and the names of what lies in it.
 #[derive(Debug, Clone)]
@@ -26,6 +33,10 @@ pub enum ConfigError {
     Open { path: PathBuf, mode: u32 },
     #[error("{} can't be read: {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
+    #[error("{}: `{field}` is {found}, but must be {expected}", path.display())]
+    Field { path: PathBuf, field: &'static str, found: Value, expected: &'static str },
+    #[error("{}: {reason}", path.display())]
+    Limits { path: PathBuf, reason: String },
     #[error("the home can't be used")]
     State(#[from] StateError),
 }
@@ -112,47 +123,6 @@ fn network_file_system(path: &Path) -> Option<&'static str> {
 #[cfg(not(target_os = "linux"))]
 fn network_file_system(_path: &Path) -> Option<&'static str> {
     None
-}
-
-/// The fields of [`Config`].
-const FIELDS: [&str; 4] = ["api_key", "api_base_url", "default_volume_id", "default_volume_mount"];
-
-/// What the user set in `config.json`. Flags and arguments override it.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-pub struct Config {
-    #[serde(deserialize_with = "secret")]
-    pub api_key: Option<SecretString>,
-    pub api_base_url: Option<String>,
-    /// The volume that a create mounts when it names none: id or name.
-    pub default_volume_id: Option<String>,
-    pub default_volume_mount: Option<String>,
-}
-
-impl Config {
-    pub fn read(home: &Home) -> Result<Self, ConfigError> {
-        let path = home.config_file();
-        let Some(bytes) = state::read_file(&path)? else { return Ok(Self::default()) };
-        let unreadable =
-            |error: serde_json::Error| ConfigError::Unreadable { path: path.clone(), reason: error.to_string() };
-        let fields: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes).map_err(unreadable)?;
-        for unknown in fields.keys().filter(|field| !FIELDS.contains(&field.as_str())) {
-            tracing::warn!(
-                "{}: the field `{unknown}` is not known and has no effect; known are {}",
-                path.display(),
-                FIELDS.join(", ")
-            );
-        }
-        let config = Self::deserialize(serde_json::Value::Object(fields)).map_err(unreadable)?;
-        if config.api_key.is_some() {
-            refuse_open_file(&path)?;
-        }
-        Ok(config)
-    }
-}
-
-fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
-    Ok(Option::<String>::deserialize(deserializer)?.filter(|key| !key.trim().is_empty()).map(SecretString::from))
 }
 
 /// A file with a secret must be closed to group and others.
