@@ -189,8 +189,12 @@ impl Face {
         cancel: CancellationToken,
     ) -> Result<tools::Answer, ToolError> {
         let services = self.services.get().await?;
-        let context =
-            Context { services, progress: pump.progress(), cancel, after_answer: Some(self.going_on.clone()) };
+        let context = Context {
+            progress: pump.progress(),
+            cancel,
+            after_answer: Some(self.going_on.clone()),
+            ..Context::new(services)
+        };
         tools::call(&context, name, arguments).await
     }
 }

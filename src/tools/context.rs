@@ -1,5 +1,7 @@
 //! What a call carries: the services below it, and the ways back to whoever asked.
 
+mod ask;
+
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -17,6 +19,8 @@ use crate::timing::Timing;
 use crate::tunnel::Tunnels;
 
 use super::{ErrorKind, StillBilling, ToolError};
+
+pub use ask::{Answered, Ask, Question};
 
 /// Everything a tool works with, wired once in `app`.
 #[derive(Debug)]
@@ -139,15 +143,23 @@ impl Services {
 pub struct Context {
     pub services: Arc<Services>,
     pub progress: Progress,
+    /// Asks the person behind the call.
+    pub ask: Ask,
     pub cancel: CancellationToken,
     /// Work that goes on after the answer; `None` where the process ends with the answer.
     pub after_answer: Option<TaskTracker>,
 }
 
 impl Context {
-    /// A context whose process ends with the answer and which shows no progress.
+    /// A context whose process ends with the answer, which shows no progress and has nobody to ask.
     pub fn new(services: Arc<Services>) -> Self {
-        Self { services, progress: Progress::none(), cancel: CancellationToken::new(), after_answer: None }
+        Self {
+            services,
+            progress: Progress::none(),
+            ask: Ask::cannot(),
+            cancel: CancellationToken::new(),
+            after_answer: None,
+        }
     }
 }
 
