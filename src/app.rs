@@ -14,7 +14,7 @@ use crate::errors::chain;
 use crate::fleet::Fleet;
 use crate::keeper::Connect;
 use crate::provider::GpuProvider;
-use crate::runpod::{ApiOrigin, OriginError, RunPod, RunPodOptions, RunPodTimeouts};
+use crate::runpod::{ApiOrigin, OriginError, RunPod, RunPodOptions, RunPodTimeouts, SharedBudget};
 use crate::ssh::Ssh;
 use crate::timing::Timing;
 use crate::tools::context::Services;
@@ -75,7 +75,7 @@ pub fn wire(
     let origin: ApiOrigin = origin.parse()?;
     let origin = origin.to_string();
     let timing = timing_for(&origin);
-    let connect = connect(&origin, "autopod-mcp")?;
+    let connect = connect(&home, &origin, "autopod-mcp")?;
     Ok(Arc::new(Services {
         fleet: Fleet::new(&home, &timing),
         tunnels: Tunnels::new(&home, &timing),
@@ -88,10 +88,12 @@ pub fn wire(
     }))
 }
 
-/// How a key becomes a provider. `program` names who asks, in the User-Agent.
-pub fn connect(origin: &str, program: &'static str) -> Result<Connect, ToolError> {
+/// How a key becomes a provider whose rate budget all processes of the home share. `program` names who asks, in the
+/// User-Agent.
+pub fn connect(home: &Home, origin: &str, program: &'static str) -> Result<Connect, ToolError> {
     let origin: ApiOrigin = origin.parse()?;
     let timing = timing_for(&origin.to_string());
+    let budget = SharedBudget { file: home.rate_limit_file(), lock: home.lock("rate-limit") };
     Ok(Arc::new(move |key| {
         let timeouts = RunPodTimeouts {
             connect: timing.http_connect,
@@ -100,7 +102,7 @@ pub fn connect(origin: &str, program: &'static str) -> Result<Connect, ToolError
             ..RunPodTimeouts::default()
         };
         let user_agent = format!("{program}/{}", env!("CARGO_PKG_VERSION"));
-        let options = RunPodOptions { origin: origin.clone(), key, user_agent, timeouts };
+        let options = RunPodOptions { origin: origin.clone(), key, user_agent, timeouts, budget: Some(budget.clone()) };
         Arc::new(RunPod::new(options)) as Arc<dyn GpuProvider>
     }))
 }

@@ -75,6 +75,9 @@ impl Home {
     pub fn keeper_file(&self) -> PathBuf {
         self.root.join("keeper.json")
     }
+    pub fn rate_limit_file(&self) -> PathBuf {
+        self.root.join("rate-limit.json")
+    }
     pub fn lock(&self, name: &str) -> PathBuf {
         self.root.join("locks").join(name)
     }

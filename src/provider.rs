@@ -1,6 +1,7 @@
 //! What a provider of GPU pods can do, in the product's own words; no provider's name in it.
 
 mod ending;
+mod logs;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 pub use ending::delete_and_prove;
+pub use logs::{LogLimits, LogLine, LogPage, LogQuery, LogSource, LogStream};
 
 /// An answer with the provider's own clock (the `Date` header), by which ages, costs and deadlines are counted.
 #[derive(Debug, Clone)]
@@ -34,17 +36,33 @@ pub trait GpuProvider: Send + Sync + std::fmt::Debug {
     async fn volumes(&self) -> Result<Stamped<Vec<Volume>>, ProviderError>;
     async fn create_volume(&self, spec: &VolumeSpec) -> Result<Stamped<Volume>, ProviderError>;
     async fn grow_volume(&self, id: &str, size_gb: u32) -> Result<Stamped<Volume>, ProviderError>;
-    /// The catalog of GPUs with the stock of the moment for pods with `count` GPUs.
-    async fn gpus(&self, count: u32) -> Result<Stamped<Vec<GpuType>>, ProviderError>;
+    /// Idempotent like [`GpuProvider::delete_pod`]; everything on the volume is lost.
+    async fn delete_volume(&self, id: &str) -> Result<Stamped<()>, ProviderError>;
+    /// The catalog of GPUs with the stock of the moment in one cloud for pods with `count` GPUs.
+    async fn gpus(&self, count: u32, cloud: Cloud) -> Result<Stamped<Vec<GpuType>>, ProviderError>;
     /// The account's SSH public keys, one `authorized_keys` line each.
     async fn ssh_keys(&self) -> Result<Stamped<Vec<String>>, ProviderError>;
+    /// What a pod has said, read for as long as `limits` allow. The provider's stream never ends by itself.
+    async fn pod_logs(&self, id: &str, query: &LogQuery, limits: &LogLimits) -> Result<LogPage, ProviderError>;
+    /// What a pod says from now on, after the lines that `query` asks for. A broken connection is taken up again where
+    /// it broke; an error is the stream's last item.
+    async fn follow_logs(&self, id: &str, query: &LogQuery) -> Result<LogStream, ProviderError>;
+    /// What the account was charged for each pod in a span of time, by the provider's own books; without `until` up
+    /// to now. The span is widened to whole hours. A key that may not read the books gets
+    /// [`ProviderError::Forbidden`], and a provider without them answers [`ProviderError::NotFound`].
+    async fn billing(&self, from: Timestamp, until: Option<Timestamp>) -> Result<Stamped<Vec<PodBill>>, ProviderError>;
 }
 
 /// What one create asks for. `env` holds everything that goes into the container, `PUBLIC_KEY` included.
 #[derive(Clone, PartialEq)]
 pub struct PodSpec {
     pub name: String,
-    pub image: String,
+    /// Required unless a template brings one; with both, this one counts.
+    pub image: Option<String>,
+    /// What isn't named here is taken from the template, once, at the create.
+    pub template: Option<String>,
+    /// The id of stored credentials for a private image.
+    pub registry: Option<String>,
     pub gpu: String,
     pub gpu_count: u32,
     pub min_cuda: Option<String>,
@@ -119,6 +137,12 @@ pub struct Pod {
     pub has_ssh_proxy: bool,
     /// Seconds since the container started, as far as the provider tells.
     pub uptime_seconds: Option<u64>,
+    /// The id of the credentials that its image was pulled with.
+    pub registry: Option<String>,
+    /// The CUDA version of the machine that it is on.
+    pub cuda: Option<String>,
+    /// Its user forbade to stop it.
+    pub locked: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +167,15 @@ pub struct VolumeSpec {
     pub name: String,
     pub size_gb: u32,
     pub data_center: String,
+}
+
+/// What was charged for one pod.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PodBill {
+    pub pod_id: String,
+    pub total_usd: f64,
+    pub gpu_usd: f64,
+    pub disk_usd: f64,
 }
 
 #[derive(Debug, Clone)]
@@ -214,6 +247,8 @@ impl std::fmt::Debug for PodSpec {
         f.debug_struct("PodSpec")
             .field("name", &self.name)
             .field("image", &self.image)
+            .field("template", &self.template)
+            .field("registry", &self.registry)
             .field("gpu", &self.gpu)
             .field("gpu_count", &self.gpu_count)
             .field("min_cuda", &self.min_cuda)

@@ -1,6 +1,7 @@
 //! RunPod as a [`GpuProvider`], over its REST API v2. Three layers: `transport` sends, this file names the
 //! operations, `wire` turns JSON into the domain's types and back.
 
+mod budget;
 mod origin;
 mod transport;
 mod wire;
@@ -10,15 +11,20 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use reqwest::Method;
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 
+pub use budget::SharedBudget;
 pub use origin::{ApiOrigin, OriginError};
 use transport::{Answer, Call, Operation, Transport};
-use wire::{GpuPage, Next, Page, PodBody, PodPage, SshKeys, VolumeBody, VolumePage};
+use wire::{BillPage, GpuPage, Next, Page, PodBody, PodPage, SshKeys, VolumeBody, VolumePage};
 
-use crate::provider::{GpuProvider, GpuType, Pod, PodAction, PodSpec, ProviderError, Stamped, Volume, VolumeSpec};
+use crate::provider::{
+    Cloud, GpuProvider, GpuType, LogLimits, LogPage, LogQuery, LogStream, Pod, PodAction, PodBill, PodSpec,
+    ProviderError, Stamped, Volume, VolumeSpec,
+};
 
 /// Far more pages than an account has; a list that goes on longer is none.
 const MAX_PAGES: usize = 200;
@@ -34,8 +40,11 @@ static CREATE_VOLUME: Operation =
     operation("createNetworkVolume", Method::POST, "/v2/network-volumes", "thing that the new volume names");
 static UPDATE_VOLUME: Operation =
     operation("updateNetworkVolume", Method::PATCH, "/v2/network-volumes/{id}", "network volume");
+static DELETE_VOLUME: Operation =
+    operation("deleteNetworkVolume", Method::DELETE, "/v2/network-volumes/{id}", "network volume");
 static LIST_GPUS: Operation = operation("listGpuTypes", Method::GET, "/v2/catalog/gpus", "GPU catalog");
 static GET_SSH_KEYS: Operation = operation("getSshKeys", Method::GET, "/v2/account/ssh-keys", "list of SSH keys");
+static LIST_POD_BILLING: Operation = operation("listPodBilling", Method::GET, "/v2/billing/pods", "billing of pods");
 
 /// The `operationId`s of RunPod's OpenAPI document that this client uses.
 pub const OPERATIONS: &[&str] = &[
@@ -47,8 +56,10 @@ pub const OPERATIONS: &[&str] = &[
     LIST_VOLUMES.id,
     CREATE_VOLUME.id,
     UPDATE_VOLUME.id,
+    DELETE_VOLUME.id,
     LIST_GPUS.id,
     GET_SSH_KEYS.id,
+    LIST_POD_BILLING.id,
 ];
 
 /// What a [`RunPod`] is made of.
@@ -59,6 +70,8 @@ pub struct RunPodOptions {
     /// Names the program to the API, which refuses some libraries' defaults.
     pub user_agent: String,
     pub timeouts: RunPodTimeouts,
+    /// What is known of the rate limits, shared with other processes; `None` keeps it in this client alone.
+    pub budget: Option<SharedBudget>,
 }
 
 /// How long a call may take, and how a safe one is repeated.
@@ -188,13 +201,36 @@ impl GpuProvider for RunPod {
         self.call::<VolumeBody, _>(Call::new(&UPDATE_VOLUME).id(id).body(wire::grow_volume(size_gb))).await
     }
 
-    async fn gpus(&self, count: u32) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
+    async fn delete_volume(&self, id: &str) -> Result<Stamped<()>, ProviderError> {
+        let answer = self.transport.send(&Call::new(&DELETE_VOLUME).id(id)).await?;
+        Ok(Stamped { value: (), date: answer.date })
+    }
+
+    async fn gpus(&self, count: u32, cloud: Cloud) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
         let call = Call::new(&LIST_GPUS).query("include", "AVAILABILITY").query("product", "POD");
-        self.list::<GpuPage>(call.query("count", count.max(1).to_string())).await
+        let call = call.query("count", count.max(1).to_string()).query("cloud", wire::cloud_name(cloud));
+        self.list::<GpuPage>(call).await
     }
 
     async fn ssh_keys(&self) -> Result<Stamped<Vec<String>>, ProviderError> {
         self.call::<SshKeys, _>(Call::new(&GET_SSH_KEYS)).await
+    }
+
+    async fn pod_logs(&self, id: &str, query: &LogQuery, limits: &LogLimits) -> Result<LogPage, ProviderError> {
+        Err(ProviderError::Setup(format!("logs of {id}: {query:?} {limits:?}")))
+    }
+
+    async fn follow_logs(&self, id: &str, query: &LogQuery) -> Result<LogStream, ProviderError> {
+        Err(ProviderError::Setup(format!("logs of {id}: {query:?}")))
+    }
+
+    async fn billing(&self, from: Timestamp, until: Option<Timestamp>) -> Result<Stamped<Vec<PodBill>>, ProviderError> {
+        let mut call = Call::new(&LIST_POD_BILLING).query("bucketSize", "hour").query("startTime", from.to_string());
+        if let Some(until) = until {
+            call = call.query("endTime", until.to_string());
+        }
+        let records = self.list::<BillPage>(call).await?;
+        Ok(Stamped { value: wire::bills(records.value), date: records.date })
     }
 }
 

@@ -7,11 +7,13 @@ use autopod_mcp::app::{self, AppOptions};
 use autopod_mcp::cli::human;
 use autopod_mcp::environment::Environment;
 use autopod_mcp::provider::{
-    GpuProvider, GpuType, Pod, PodAction, PodSpec, ProviderError, Stamped, Volume, VolumeSpec,
+    Cloud, GpuProvider, GpuType, LogLimits, LogPage, LogQuery, LogStream, Pod, PodAction, PodBill, PodSpec,
+    ProviderError, Stamped, Volume, VolumeSpec,
 };
 use autopod_mcp::server::mcp::{self, Surroundings};
 use autopod_mcp::server::{LazyServices, catalog, json_rpc};
 use autopod_mcp::tools;
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
 use tokio_util::sync::CancellationToken;
@@ -36,7 +38,7 @@ impl GpuProvider for OneVolume {
         Ok(Stamped { value: vec![volume], date: None })
     }
 
-    async fn gpus(&self, count: u32) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
+    async fn gpus(&self, count: u32, _: Cloud) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
         panic!("no catalog for {count} GPUs")
     }
 
@@ -62,6 +64,18 @@ impl GpuProvider for OneVolume {
         Err(ProviderError::MissingKey)
     }
     async fn ssh_keys(&self) -> Result<Stamped<Vec<String>>, ProviderError> {
+        Err(ProviderError::MissingKey)
+    }
+    async fn delete_volume(&self, _: &str) -> Result<Stamped<()>, ProviderError> {
+        Err(ProviderError::MissingKey)
+    }
+    async fn pod_logs(&self, _: &str, _: &LogQuery, _: &LogLimits) -> Result<LogPage, ProviderError> {
+        Err(ProviderError::MissingKey)
+    }
+    async fn follow_logs(&self, _: &str, _: &LogQuery) -> Result<LogStream, ProviderError> {
+        Err(ProviderError::MissingKey)
+    }
+    async fn billing(&self, _: Timestamp, _: Option<Timestamp>) -> Result<Stamped<Vec<PodBill>>, ProviderError> {
         Err(ProviderError::MissingKey)
     }
 }

@@ -10,7 +10,8 @@ use autopod_mcp::app;
 use autopod_mcp::fleet::{Ensured, Phase, PodRecord};
 use autopod_mcp::keeper::{self, Ended, KeeperOptions};
 use autopod_mcp::provider::{
-    GpuProvider, GpuType, Pod, PodAction, PodSpec, ProviderError, Stamped, Volume, VolumeSpec,
+    Cloud, GpuProvider, GpuType, LogLimits, LogPage, LogQuery, LogStream, Pod, PodAction, PodBill, PodSpec,
+    ProviderError, Stamped, Volume, VolumeSpec,
 };
 use autopod_mcp::state::StateError;
 use autopod_mcp::timing::Timing;
@@ -71,11 +72,23 @@ impl GpuProvider for Liar {
     async fn grow_volume(&self, id: &str, size_gb: u32) -> Result<Stamped<Volume>, ProviderError> {
         self.honest.grow_volume(id, size_gb).await
     }
-    async fn gpus(&self, count: u32) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
-        self.honest.gpus(count).await
+    async fn gpus(&self, count: u32, cloud: Cloud) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
+        self.honest.gpus(count, cloud).await
     }
     async fn ssh_keys(&self) -> Result<Stamped<Vec<String>>, ProviderError> {
         self.honest.ssh_keys().await
+    }
+    async fn delete_volume(&self, id: &str) -> Result<Stamped<()>, ProviderError> {
+        self.honest.delete_volume(id).await
+    }
+    async fn pod_logs(&self, id: &str, query: &LogQuery, limits: &LogLimits) -> Result<LogPage, ProviderError> {
+        self.honest.pod_logs(id, query, limits).await
+    }
+    async fn follow_logs(&self, id: &str, query: &LogQuery) -> Result<LogStream, ProviderError> {
+        self.honest.follow_logs(id, query).await
+    }
+    async fn billing(&self, from: Timestamp, until: Option<Timestamp>) -> Result<Stamped<Vec<PodBill>>, ProviderError> {
+        self.honest.billing(from, until).await
     }
 }
 
@@ -89,7 +102,7 @@ struct Lied {
 impl Lied {
     async fn to(house: House, lie: impl Fn(&mut Pod, &mut Option<Timestamp>) + Send + Sync + 'static) -> Self {
         let stop = CancellationToken::new();
-        let honest = app::connect(house.sandbox.url(), "autopod-keeper").expect("a connection");
+        let honest = app::connect(&house.home(), house.sandbox.url(), "autopod-keeper").expect("a connection");
         let lie: Lie = Arc::new(lie);
         let options = KeeperOptions {
             home: house.home(),

@@ -15,7 +15,9 @@ use serde_json::{Value, json};
 fn spec() -> PodSpec {
     PodSpec {
         name: "comfy-7".into(),
-        image: "runpod/comfyui:latest".into(),
+        image: Some("runpod/comfyui:latest".into()),
+        template: None,
+        registry: None,
         gpu: "NVIDIA GeForce RTX 4090".into(),
         gpu_count: 1,
         min_cuda: None,
@@ -215,9 +217,9 @@ async fn the_catalog_is_asked_with_stock_and_read() {
         "dataCenters": [{ "id": "EU-RO-1", "name": "x", "availability": "LOW" }, { "id": "US-TX-3", "availability": "NONE" }],
     }]});
     let server = Script::start([json(200, &gpus.to_string())]).await;
-    let gpu = server.client().gpus(2).await.unwrap().value.remove(0);
+    let gpu = server.client().gpus(2, Cloud::Community).await.unwrap().value.remove(0);
     let line = server.requests()[0].line();
-    assert_eq!(line, "GET /v2/catalog/gpus?include=AVAILABILITY&product=POD&count=2");
+    assert_eq!(line, "GET /v2/catalog/gpus?include=AVAILABILITY&product=POD&count=2&cloud=COMMUNITY");
     assert_eq!((gpu.id.as_str(), gpu.name.as_str(), gpu.vram_gb), ("NVIDIA GeForce RTX 4090", "RTX 4090", 24));
     assert_eq!((gpu.secure_price, gpu.community_price), (Some(0.69), None));
     assert_eq!((gpu.max_count_secure, gpu.max_count_community, gpu.stock), (8, 0, Stock::High));

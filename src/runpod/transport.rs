@@ -112,7 +112,7 @@ impl<'a> Call<'a> {
 
 impl Transport {
     pub fn new(options: RunPodOptions) -> Self {
-        let RunPodOptions { origin, key, user_agent, timeouts } = options;
+        let RunPodOptions { origin, key, user_agent, timeouts, .. } = options;
         Self { origin, key, user_agent, timeouts, client: OnceCell::new() }
     }
 

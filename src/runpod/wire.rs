@@ -2,6 +2,7 @@
 //! enumeration values are no error, nor are optional fields that are missing or null. Strict in sending: the API
 //! answers an unknown key with a 422.
 
+mod billing;
 mod ssh;
 
 use std::collections::{BTreeMap, HashSet};
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+pub(super) use billing::{BillPage, bills};
 use ssh::{RuntimePort, Ssh};
 
 use crate::provider::{Cloud, GpuType, Pod, PodAction, PodSpec, PodStatus, Stock, Volume, VolumeMount, VolumeSpec};
@@ -42,13 +44,17 @@ pub(super) fn create_pod(spec: &PodSpec) -> Value {
     }
     let mut body = json!({
         "name": spec.name,
-        "image": spec.image,
         "gpu": gpu,
-        "cloud": match spec.cloud { Cloud::Secure => "SECURE", Cloud::Community => "COMMUNITY" },
+        "cloud": cloud_name(spec.cloud),
         "disk": spec.disk_gb,
         "ports": spec.ports,
         "env": spec.env,
     });
+    for (name, value) in [("image", &spec.image), ("templateId", &spec.template), ("registry", &spec.registry)] {
+        if let Some(value) = value {
+            body[name] = json!(value);
+        }
+    }
     if !spec.data_centers.is_empty() {
         body["dataCenterIds"] = json!(spec.data_centers);
     }
@@ -80,7 +86,8 @@ pub(super) fn grow_volume(size_gb: u32) -> Value {
 pub(super) trait Page: DeserializeOwned {
     type Item;
     fn into_parts(self) -> (Vec<Self::Item>, Option<Pagination>);
-    fn id(item: &Self::Item) -> &str;
+    /// `None` where items have none and every one counts.
+    fn id(item: &Self::Item) -> Option<&str>;
 }
 
 #[derive(Deserialize)]
@@ -146,8 +153,8 @@ impl Page for PodPage {
         (self.pods.into_iter().map(Pod::from).collect(), self.pagination)
     }
 
-    fn id(pod: &Pod) -> &str {
-        &pod.id
+    fn id(pod: &Pod) -> Option<&str> {
+        Some(&pod.id)
     }
 }
 
@@ -158,8 +165,8 @@ impl Page for VolumePage {
         (self.network_volumes.into_iter().map(Volume::from).collect(), self.pagination)
     }
 
-    fn id(volume: &Volume) -> &str {
-        &volume.id
+    fn id(volume: &Volume) -> Option<&str> {
+        Some(&volume.id)
     }
 }
 
@@ -170,15 +177,15 @@ impl Page for GpuPage {
         (self.gpus.into_iter().map(GpuType::from).collect(), self.pagination)
     }
 
-    fn id(gpu: &GpuType) -> &str {
-        &gpu.id
+    fn id(gpu: &GpuType) -> Option<&str> {
+        Some(&gpu.id)
     }
 }
 
 /// Drops what a page repeats because the list moved on between two pages: a pod counted twice is money counted twice.
 pub(super) fn without_repeats<P: Page>(mut items: Vec<P::Item>) -> Vec<P::Item> {
     let mut seen = HashSet::new();
-    items.retain(|item| seen.insert(P::id(item).to_owned()));
+    items.retain(|item| P::id(item).is_none_or(|id| seen.insert(id.to_owned())));
     items
 }
 
@@ -204,6 +211,9 @@ pub(super) struct PodBody {
     started_at: Option<String>,
     ssh: Option<Ssh>,
     runtime: Option<Runtime>,
+    registry: Option<String>,
+    cuda_version: Option<String>,
+    locked: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -297,6 +307,9 @@ impl From<PodBody> for Pod {
             cost_per_hour: body.cost.unwrap_or_default().clamp(0.0, MOST_COST_PER_HOUR),
             created_at: body.created_at.as_deref().and_then(timestamp),
             started_at: body.started_at.as_deref().and_then(timestamp),
+            registry: body.registry.filter(|id| !id.is_empty()),
+            cuda: body.cuda_version.filter(|version| !version.is_empty()),
+            locked: body.locked.unwrap_or(false),
             uptime_seconds: body.runtime.and_then(|runtime| runtime.uptime).map(|seconds| seconds.max(0.0) as u64),
         }
     }
@@ -357,6 +370,13 @@ fn action(name: &str) -> Option<PodAction> {
         "restart" => Some(PodAction::Restart),
         "terminate" => Some(PodAction::Terminate),
         _ => None,
+    }
+}
+
+pub(super) fn cloud_name(cloud: Cloud) -> &'static str {
+    match cloud {
+        Cloud::Secure => "SECURE",
+        Cloud::Community => "COMMUNITY",
     }
 }
 

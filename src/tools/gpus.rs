@@ -63,17 +63,20 @@ impl Tool for ListGpus {
 
     async fn run(context: &Context, input: ListGpusInput) -> Result<ListGpusOutput, ToolError> {
         let count = input.gpu_count.unwrap_or(1);
-        let catalog = context.services.provider()?.gpus(count).await?.value;
+        let provider = context.services.provider()?;
+        let (secure, community) =
+            tokio::try_join!(provider.gpus(count, Cloud::Secure), provider.gpus(count, Cloud::Community))?;
+        let catalogs = [(Cloud::Secure, secure.value), (Cloud::Community, community.value)];
         if let Some(wanted) = &input.data_center {
-            refuse_unknown_data_center(&catalog, wanted)?;
+            refuse_unknown_data_center(catalogs.iter().flat_map(|(_, catalog)| catalog), wanted)?;
         }
         let mut rows = Vec::new();
-        for gpu in catalog {
-            let clouds = [
-                (Cloud::Secure, gpu.secure_price, gpu.max_count_secure),
-                (Cloud::Community, gpu.community_price, gpu.max_count_community),
-            ];
-            for (cloud, price, most) in clouds {
+        for (cloud, catalog) in catalogs {
+            for gpu in catalog {
+                let (price, most) = match cloud {
+                    Cloud::Secure => (gpu.secure_price, gpu.max_count_secure),
+                    Cloud::Community => (gpu.community_price, gpu.max_count_community),
+                };
                 let Some(price) = price.map(|price| price * f64::from(count)).filter(|_| count <= most) else {
                     continue;
                 };
@@ -119,9 +122,8 @@ impl Tool for ListGpus {
 }
 
 /// An empty list would look as if that place had no stock.
-fn refuse_unknown_data_center(catalog: &[GpuType], wanted: &str) -> Result<(), ToolError> {
-    let known: BTreeSet<_> =
-        catalog.iter().flat_map(|gpu| gpu.data_centers.iter().map(|(id, _)| id.as_str())).collect();
+fn refuse_unknown_data_center<'a>(catalog: impl Iterator<Item = &'a GpuType>, wanted: &str) -> Result<(), ToolError> {
+    let known: BTreeSet<_> = catalog.flat_map(|gpu| gpu.data_centers.iter().map(|(id, _)| id.as_str())).collect();
     if known.is_empty() || known.contains(wanted) {
         return Ok(());
     }

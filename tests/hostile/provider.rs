@@ -2,8 +2,10 @@
 
 use async_trait::async_trait;
 use autopod_mcp::provider::{
-    GpuProvider, GpuType, Pod, PodAction, PodSpec, PodStatus, ProviderError, Stamped, Stock, Volume, VolumeSpec,
+    Cloud, GpuProvider, GpuType, LogLimits, LogLine, LogPage, LogQuery, LogStream, Pod, PodAction, PodBill, PodSpec,
+    PodStatus, ProviderError, Stamped, Stock, Volume, VolumeSpec,
 };
+use jiff::Timestamp;
 
 const NAME: &str = "a\u{1b}[2J\u{1b}]0;owned\u{7}\u{9b}31m\r\u{202e}b";
 
@@ -42,6 +44,9 @@ fn pod() -> Pod {
         ssh: None,
         has_ssh_proxy: true,
         uptime_seconds: Some(u64::MAX),
+        registry: Some(NAME.to_owned()),
+        cuda: Some(NAME.to_owned()),
+        locked: true,
     }
 }
 
@@ -72,7 +77,7 @@ impl GpuProvider for Hostile {
     async fn grow_volume(&self, _: &str, _: u32) -> Result<Stamped<Volume>, ProviderError> {
         refused()
     }
-    async fn gpus(&self, _: u32) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
+    async fn gpus(&self, _: u32, _: Cloud) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
         stamped(vec![GpuType {
             id: NAME.to_owned(),
             name: NAME.to_owned(),
@@ -87,6 +92,19 @@ impl GpuProvider for Hostile {
     }
     async fn ssh_keys(&self) -> Result<Stamped<Vec<String>>, ProviderError> {
         stamped(vec![NAME.to_owned()])
+    }
+    async fn delete_volume(&self, _: &str) -> Result<Stamped<()>, ProviderError> {
+        refused()
+    }
+    async fn pod_logs(&self, _: &str, _: &LogQuery, _: &LogLimits) -> Result<LogPage, ProviderError> {
+        Ok(LogPage { lines: vec![LogLine { at: None, source: None, text: NAME.to_owned() }], more: true })
+    }
+    async fn follow_logs(&self, _: &str, _: &LogQuery) -> Result<LogStream, ProviderError> {
+        refused()
+    }
+    async fn billing(&self, _: Timestamp, _: Option<Timestamp>) -> Result<Stamped<Vec<PodBill>>, ProviderError> {
+        let pod_id = NAME.to_owned();
+        stamped(vec![PodBill { pod_id, total_usd: f64::MAX, gpu_usd: -1.0, disk_usd: f64::MAX }])
     }
 }
 
@@ -116,10 +134,22 @@ impl GpuProvider for Stalling {
     async fn grow_volume(&self, _: &str, _: u32) -> Result<Stamped<Volume>, ProviderError> {
         std::future::pending().await
     }
-    async fn gpus(&self, _: u32) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
+    async fn gpus(&self, _: u32, _: Cloud) -> Result<Stamped<Vec<GpuType>>, ProviderError> {
         std::future::pending().await
     }
     async fn ssh_keys(&self) -> Result<Stamped<Vec<String>>, ProviderError> {
+        std::future::pending().await
+    }
+    async fn delete_volume(&self, _: &str) -> Result<Stamped<()>, ProviderError> {
+        std::future::pending().await
+    }
+    async fn pod_logs(&self, _: &str, _: &LogQuery, _: &LogLimits) -> Result<LogPage, ProviderError> {
+        std::future::pending().await
+    }
+    async fn follow_logs(&self, _: &str, _: &LogQuery) -> Result<LogStream, ProviderError> {
+        std::future::pending().await
+    }
+    async fn billing(&self, _: Timestamp, _: Option<Timestamp>) -> Result<Stamped<Vec<PodBill>>, ProviderError> {
         std::future::pending().await
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Once;
 
-use autopod_mcp::provider::{GpuProvider, PodAction};
+use autopod_mcp::provider::{Cloud, GpuProvider, PodAction};
 use autopod_mcp::runpod::OPERATIONS;
 use serde_json::{Value, json};
 
@@ -78,7 +78,7 @@ async fn every_example_of_the_document_is_read() {
     let client = server.client();
     let told = volumes[0]["networkVolumes"].as_array().unwrap();
     assert_eq!(client.volumes().await.unwrap().value.len(), told.len());
-    let read = client.gpus(1).await.unwrap().value;
+    let read = client.gpus(1, Cloud::Secure).await.unwrap().value;
     let told = gpus[0]["gpus"].as_array().unwrap();
     assert_eq!(read.len(), told.len());
     assert_eq!(Some(read[0].id.as_str()), told[0]["id"].as_str());
@@ -114,7 +114,7 @@ async fn call_everything() -> Vec<Request> {
     client.volumes().await.unwrap();
     client.create_volume(&volume_spec()).await.unwrap();
     client.grow_volume("v1", 200).await.unwrap();
-    client.gpus(2).await.unwrap();
+    client.gpus(2, Cloud::Community).await.unwrap();
     client.ssh_keys().await.unwrap();
     server.requests()
 }

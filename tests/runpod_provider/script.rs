@@ -110,6 +110,7 @@ pub fn client_with_key(url: &str, timeouts: RunPodTimeouts, key: &str) -> RunPod
         key: key.to_owned().into(),
         user_agent: "autopod-test/1.2.3".to_owned(),
         timeouts,
+        budget: None,
     })
 }
 

@@ -202,7 +202,9 @@ impl PodTask {
         ]);
         Ok(PodSpec {
             name: record.cloud_name(&self.name),
-            image: request.image.clone(),
+            image: Some(request.image.clone()),
+            template: None,
+            registry: None,
             gpu: gpu.to_owned(),
             gpu_count: request.gpu_count,
             min_cuda: None,

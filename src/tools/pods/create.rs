@@ -212,7 +212,7 @@ async fn resolve(
     }
     let gpu_count = input.gpu_count.unwrap_or(1);
     let gpus = input.gpus.unwrap_or_default();
-    let catalog = provider.gpus(gpu_count).await?.value;
+    let catalog = provider.gpus(gpu_count, cloud).await?.value;
     let candidates = placement::candidates(
         &catalog,
         &Wishes {
