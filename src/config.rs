@@ -72,6 +72,12 @@ impl Home {
     pub fn tunnels_file(&self) -> PathBuf {
         self.root.join("tunnels.json")
     }
+    pub fn volumes_file(&self) -> PathBuf {
+        self.root.join("volumes.json")
+    }
+    pub fn audit_file(&self) -> PathBuf {
+        self.root.join("audit.jsonl")
+    }
     pub fn keeper_file(&self) -> PathBuf {
         self.root.join("keeper.json")
     }

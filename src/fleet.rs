@@ -1,287 +1,41 @@
-//! Our pods as records: what is wanted of each and what is known of it, in `pods.json`.
+//! Our pods and our money as records: what is wanted of each pod and what is known of it, in `pods.json`; caps and
+//! reservations over them; the audit log.
 //!
 //! Tools write `wanted`, the keeper writes `known`. The cloud is the truth about pods; a record holds what the cloud
 //! can't know: who asked for what, until when, and how far the one POST has come.
+//!
+//! A record stands under its pod's name. One that had to make room for a new pod of that name (its pod is gone but
+//! counts for the day's cap, or its create has no known outcome) stands under `name~intent`.
 
-mod caps;
+mod audit;
+mod money;
 mod owner;
+mod record;
+mod request;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use serde::{Deserialize, Serialize};
 
-use crate::config::Home;
-use crate::provider::{Cloud, Pod, PodStatus, SshAddress, VolumeMount};
+use crate::config::{Home, Limits};
+use crate::provider::{PodAction, PodStatus};
 use crate::state::{RecordFile, StateError};
 use crate::timing::Timing;
 
-pub use caps::{DEFAULT_LIFETIME_MINUTES, MOST_LIFETIME_MINUTES, MOST_PODS, MOST_PRICE_PER_HOUR};
+pub use audit::{Actor, Audit};
+pub use money::{Claim, Committed, OverCap, check, check_lifetime, committed, day, hours, hours_by_day};
 pub use owner::{ENV_EXPIRES_AT, ENV_OWNER, HomeIdentity};
+pub use record::{
+    ActionKnown, ActionState, ActionWish, Attempt, Candidate, Inside, MountKnown, Phase, PodKnown, PodRecord,
+    PodWanted, Reached, WantedState,
+};
+pub use request::{EnvValue, PodRequest};
 
-/// USD an hour; less is rounding.
-const LEAST_TOO_MUCH: f64 = 0.005;
+/// A create without a clear answer may be made anew once the list has lacked its pod for so long.
+pub const TURNS_UP_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 
-/// One pod: asked for once, by one intent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PodRecord {
-    /// Unique for this request; part of the pod's name in the cloud.
-    pub intent: String,
-    pub wanted: PodWanted,
-    pub known: PodKnown,
-}
-
-/// Written by tools only.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PodWanted {
-    pub state: WantedState,
-    pub request: PodRequest,
-    /// What to try, in this order; the next one only after a definite refusal.
-    pub candidates: Vec<Candidate>,
-    pub lifetime_seconds: i64,
-    pub requested_at: Timestamp,
-    /// The most that the dearest candidate can cost until the deadline.
-    pub reserved_usd: f64,
-    /// USD an hour that the caller allows; the cap holds in any case.
-    #[serde(default)]
-    pub max_price_per_hour: Option<f64>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WantedState {
-    Present,
-    Gone,
-}
-
-/// What was asked for, resolved: two creates by one name with equal requests mean the same pod.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PodRequest {
-    pub image: String,
-    pub gpus: Vec<String>,
-    pub gpu_count: u32,
-    pub cloud: Cloud,
-    pub data_centers: Vec<String>,
-    pub disk_gb: u32,
-    pub volume: Option<VolumeMount>,
-    pub volume_name: Option<String>,
-    pub ports: Vec<String>,
-}
-
-impl PodRequest {
-    /// The fields in which another request differs, as `field: theirs -> ours` for an error message.
-    pub fn differences(&self, other: &Self) -> Vec<String> {
-        let mut differences = Vec::new();
-        let mut compare = |field: &str, mine: String, theirs: String| {
-            if mine != theirs {
-                differences.push(format!("{field}: {mine} there, {theirs} asked"));
-            }
-        };
-        let volume = |request: &Self| match &request.volume {
-            Some(mount) => format!("{} at {}", mount.volume_id, mount.path),
-            None => "none".to_owned(),
-        };
-        compare("image", self.image.clone(), other.image.clone());
-        compare("gpus", list(&self.gpus), list(&other.gpus));
-        compare("gpu_count", self.gpu_count.to_string(), other.gpu_count.to_string());
-        compare("cloud", format!("{:?}", self.cloud), format!("{:?}", other.cloud));
-        compare("data_centers", list(&self.data_centers), list(&other.data_centers));
-        compare("disk_gb", self.disk_gb.to_string(), other.disk_gb.to_string());
-        compare("volume", volume(self), volume(other));
-        compare("ports", list(&self.ports), list(&other.ports));
-        differences
-    }
-}
-
-fn list(items: &[String]) -> String {
-    if items.is_empty() { "any".to_owned() } else { items.join(", ") }
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Candidate {
-    pub gpu: String,
-    pub price_per_hour: f64,
-}
-
-/// Written by the keeper only.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PodKnown {
-    pub phase: Phase,
-    pub at: Option<Timestamp>,
-    pub pod_id: Option<String>,
-    pub attempts: Vec<Attempt>,
-    /// When the POST whose answer is awaited was sent.
-    pub posted_at: Option<Timestamp>,
-    pub status: Option<PodStatus>,
-    pub gpu: Option<String>,
-    pub data_center: Option<String>,
-    pub cost_per_hour: f64,
-    pub created_at: Option<Timestamp>,
-    pub started_at: Option<Timestamp>,
-    /// How often the pod was started; host keys are pinned for each start.
-    pub starts: u32,
-    pub ssh: Option<SshAddress>,
-    /// By the provider's clock; before its first answer the one in `wanted` counts.
-    pub expires_at: Option<Timestamp>,
-    /// What it has cost, counted at the provider's clock while it was billed.
-    pub cost_usd: f64,
-    pub cost_counted_at: Option<Timestamp>,
-    pub ending_since: Option<Timestamp>,
-    pub ending_cause: Option<String>,
-    pub gone_at: Option<Timestamp>,
-    /// What went wrong last, in a sentence.
-    pub problem: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// On disk, nothing sent yet.
-    #[default]
-    Journaled,
-    /// The POST is under way, or was when the keeper died.
-    Posting,
-    /// The POST had no clear answer; the pod is looked for by its name.
-    Unknown,
-    /// A pod exists.
-    Placed,
-    /// Every candidate was definitely refused: there is no pod.
-    Refused,
-    /// Proven gone.
-    Gone,
-}
-
-/// One candidate that was tried.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Attempt {
-    pub gpu: String,
-    pub outcome: String,
-}
-
-impl PodRecord {
-    pub fn new(intent: String, request: PodRequest, candidates: Vec<Candidate>, lifetime: SignedDuration) -> Self {
-        let dearest = candidates.iter().map(|candidate| candidate.price_per_hour).fold(0.0, f64::max);
-        Self {
-            intent,
-            wanted: PodWanted {
-                state: WantedState::Present,
-                request,
-                candidates,
-                lifetime_seconds: lifetime.as_secs(),
-                requested_at: Timestamp::now(),
-                reserved_usd: dearest * lifetime.as_secs() as f64 / 3600.0,
-                max_price_per_hour: None,
-            },
-            known: PodKnown::default(),
-        }
-    }
-
-    /// A record for a pod that exists already.
-    pub fn of_existing(pod: &Pod, intent: String, lifetime: SignedDuration) -> Self {
-        let request = PodRequest {
-            image: pod.image.clone(),
-            gpus: pod.gpu.iter().cloned().collect(),
-            gpu_count: pod.gpu_count,
-            cloud: pod.cloud.unwrap_or(Cloud::Secure),
-            data_centers: pod.data_center.iter().cloned().collect(),
-            disk_gb: pod.disk_gb,
-            volume: pod.volume.clone(),
-            volume_name: None,
-            ports: pod.ports.clone(),
-        };
-        let mut record = Self::new(intent, request, Vec::new(), lifetime);
-        record.known.phase = Phase::Placed;
-        record.known.pod_id = Some(pod.id.clone());
-        record
-    }
-
-    /// The pod's name in the cloud, which nobody else uses.
-    pub fn cloud_name(&self, name: &str) -> String {
-        format!("autopod-{name}-{}", self.intent)
-    }
-
-    /// When the keeper ends it, whatever happens.
-    pub fn expires_at(&self) -> Timestamp {
-        self.known.expires_at.unwrap_or_else(|| later(self.wanted.requested_at, self.lifetime()))
-    }
-
-    pub fn lifetime(&self) -> SignedDuration {
-        SignedDuration::from_secs(self.wanted.lifetime_seconds)
-    }
-
-    /// The most it can cost until its deadline: by its own price once that is known.
-    pub fn reserved_usd(&self) -> f64 {
-        match self.known.phase {
-            Phase::Placed if self.known.cost_per_hour > 0.0 => {
-                self.known.cost_per_hour * self.wanted.lifetime_seconds as f64 / 3600.0
-            }
-            _ => self.wanted.reserved_usd,
-        }
-    }
-
-    /// Whether the provider may not show a pod yet that it has made, so that its absence proves nothing.
-    pub fn may_lag(&self, lag: Duration) -> bool {
-        let lag = SignedDuration::try_from(lag).unwrap_or(SignedDuration::ZERO);
-        self.known.posted_at.is_some_and(|at| Timestamp::now().duration_since(at) < lag)
-    }
-
-    /// Neither proven gone nor refused: it may cost money.
-    pub fn is_open(&self) -> bool {
-        !matches!(self.known.phase, Phase::Gone | Phase::Refused)
-    }
-
-    /// Like [`Self::learn`], and a pod whose first price is higher than was allowed is to end: prices in a catalog may
-    /// be old, or told later than the pod itself.
-    pub fn learn_price_and_all(&mut self, pod: &Pod, now: Timestamp) {
-        let is_first_price = self.known.cost_per_hour <= 0.0;
-        self.learn(pod, now);
-        let most = self.wanted.max_price_per_hour.unwrap_or(MOST_PRICE_PER_HOUR).min(MOST_PRICE_PER_HOUR);
-        if is_first_price && pod.cost_per_hour > most + LEAST_TOO_MUCH && self.known.ending_since.is_none() {
-            self.known.ending_since = Some(Timestamp::now());
-            self.known.ending_cause =
-                Some(format!("it costs ${:.2}/h, more than the ${most:.2}/h that were allowed", pod.cost_per_hour));
-        }
-    }
-
-    /// Takes over what the provider says of the pod, and counts the cost up to the provider's `now`.
-    pub fn learn(&mut self, pod: &Pod, now: Timestamp) {
-        let known = &mut self.known;
-        let counted_from = known.cost_counted_at.or(pod.created_at).unwrap_or(now);
-        if now > counted_from {
-            let hours = now.duration_since(counted_from).as_secs_f64() / 3600.0;
-            // A stopped pod may keep a price that isn't charged.
-            let was_billed = !matches!(known.status, Some(PodStatus::Exited | PodStatus::Terminated));
-            let price = if known.cost_per_hour > 0.0 { known.cost_per_hour } else { pod.cost_per_hour };
-            if was_billed {
-                known.cost_usd += price * hours;
-            }
-        }
-        known.cost_counted_at = Some(known.cost_counted_at.map_or(now, |before| before.max(now)));
-        // A restart in place moves no `startedAt`, but shows in a status that wasn't running or in a new address.
-        let was_started = pod.started_at.is_some() && pod.started_at != known.started_at;
-        let came_up = pod.status == PodStatus::Running && known.status.is_some_and(|was| was != PodStatus::Running);
-        let moved = known.ssh.is_some() && pod.ssh.is_some() && pod.ssh != known.ssh;
-        if was_started || came_up || moved {
-            known.starts += 1;
-            known.started_at = pod.started_at.or(known.started_at);
-        }
-        known.phase = Phase::Placed;
-        known.pod_id = Some(pod.id.clone());
-        known.status = Some(pod.status);
-        known.cost_per_hour = pod.cost_per_hour;
-        known.created_at = pod.created_at.or(known.created_at);
-        known.data_center = pod.data_center.clone().or(known.data_center.take());
-        known.gpu = pod.gpu.clone().or(known.gpu.take());
-        known.ssh = pod.ssh.clone();
-        if known.expires_at.is_none() {
-            // A pod that says it was made in the future lives no longer for it.
-            let from = pod.created_at.unwrap_or(now).min(now);
-            known.expires_at = Some(later(from, SignedDuration::from_secs(self.wanted.lifetime_seconds)));
-        }
-    }
-}
+/// Stands between a name and an intent in the key of a record that made room; no name holds it.
+const MADE_ROOM: char = '~';
 
 /// The records of this home's pods.
 #[derive(Debug, Clone)]
@@ -303,9 +57,26 @@ pub enum Ensured {
     },
     BeingTerminated(PodRecord),
     InError(PodRecord),
-    TooMany {
-        open: Vec<String>,
-    },
+    /// The create that was to be superseded may still turn up.
+    TooEarly(PodRecord),
+    OverCap(OverCap),
+}
+
+/// What changing a pod that is there came to.
+#[derive(Debug)]
+pub enum Changed {
+    Written(PodRecord),
+    /// No open record has that intent any more.
+    NotThere,
+    BeingTerminated(PodRecord),
+    /// Another action is under way.
+    Busy(PodRecord),
+    OverCap(OverCap),
+}
+
+/// The pod's name in the key of a record.
+pub fn name_of(key: &str) -> &str {
+    key.split(MADE_ROOM).next().unwrap_or(key)
 }
 
 impl Fleet {
@@ -321,64 +92,85 @@ impl Fleet {
         Ok(self.read()?.remove(name))
     }
 
-    /// Finds the pod of that name, or writes the intent for `fresh`: decided in one go under the lock, so that of
-    /// any number of callers one makes the pod and the others join it.
-    pub async fn ensure(&self, name: &str, fresh: PodRecord) -> Result<Ensured, StateError> {
-        let name = name.to_owned();
-        self.records
-            .change(move |entries| {
-                if let Some(record) = entries.get(&name).filter(|record| record.is_open()) {
-                    let record = record.clone();
-                    let differences = record.wanted.request.differences(&fresh.wanted.request);
-                    return if record.wanted.state == WantedState::Gone || record.known.ending_since.is_some() {
-                        Ensured::BeingTerminated(record)
-                    } else if !differences.is_empty() {
-                        Ensured::Differs { differences, record }
-                    } else if record.known.status == Some(PodStatus::Error) {
-                        Ensured::InError(record)
-                    } else {
-                        Ensured::Joined(record)
-                    };
-                }
-                let open: Vec<_> =
-                    entries.iter().filter(|(_, record)| record.is_open()).map(|(name, _)| name.clone()).collect();
-                if open.len() >= MOST_PODS {
-                    return Ensured::TooMany { open };
-                }
-                entries.insert(name, fresh.clone());
-                Ensured::New(fresh)
-            })
-            .await
+    /// The record of an intent, whatever key it stands under.
+    pub fn of_intent(&self, intent: &str) -> Result<Option<PodRecord>, StateError> {
+        Ok(self.read()?.into_values().find(|record| record.intent == intent))
+    }
+
+    /// Finds the pod of that name, or writes the intent for `fresh` when the caps leave room: decided in one go under
+    /// the lock, so that of any number of callers one makes the pod and the others join it.
+    pub async fn ensure(&self, name: &str, fresh: PodRecord, limits: &Limits) -> Result<Ensured, StateError> {
+        let (name, limits) = (name.to_owned(), limits.clone());
+        self.records.change(move |entries| ensure(entries, &name, fresh, &limits)).await
+    }
+
+    /// What [`Self::ensure`] would find, without making an intent; `None` where it would make one.
+    pub fn join(&self, name: &str, fresh: &PodRecord) -> Result<Option<Ensured>, StateError> {
+        let there = self.get(name)?.filter(PodRecord::is_open);
+        Ok(there.and_then(|record| found(record, fresh)))
     }
 
     /// Marks the pod as not wanted any more; `None` when no open record has that intent.
-    pub async fn want_gone(&self, name: &str, intent: &str) -> Result<Option<PodRecord>, StateError> {
-        let (name, intent) = (name.to_owned(), intent.to_owned());
-        self.records
-            .change(move |entries| {
-                let record = entries.get_mut(&name).filter(|record| record.intent == intent && record.is_open())?;
-                record.wanted.state = WantedState::Gone;
-                Some(record.clone())
-            })
+    pub async fn want_gone(&self, intent: &str) -> Result<Option<PodRecord>, StateError> {
+        self.change(intent, |record| record.is_open().then(|| record.wanted.state = WantedState::Gone))
             .await
+            .map(|changed| changed.and_then(|(record, was_open)| was_open.map(|()| record)))
     }
 
-    /// Writes what the keeper knows of an intent; `None` when the record has meanwhile become another's.
+    /// Wants the pod started, stopped or restarted. The same wish while one is under way joins it.
+    pub async fn want_action(&self, intent: &str, wish: ActionWish, limits: &Limits) -> Result<Changed, StateError> {
+        let limits = limits.clone();
+        self.change_wanted(intent, move |entries, name, record| {
+            if let Some(pending) = record.pending_action() {
+                return if pending.action == wish.action {
+                    Ok(())
+                } else {
+                    Err(Box::new(Changed::Busy(record.clone())))
+                };
+            }
+            if wish.action == PodAction::Start {
+                let claim =
+                    Claim { price_per_hour: record.price(), from: Timestamp::now(), until: record.reserved_until() };
+                check(entries, name, claim, false, &limits).map_err(over_cap)?;
+            }
+            record.wanted.action = Some(wish);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Wants a later deadline.
+    pub async fn want_extended(&self, intent: &str, until: Timestamp, limits: &Limits) -> Result<Changed, StateError> {
+        let limits = limits.clone();
+        self.change_wanted(intent, move |entries, name, record| {
+            if until <= record.reserved_until() {
+                return Ok(());
+            }
+            check_lifetime(record, until, &limits).map_err(over_cap)?;
+            let claim = Claim { price_per_hour: record.reserved_per_hour(), from: Timestamp::now(), until };
+            check(entries, name, claim, false, &limits).map_err(over_cap)?;
+            record.wanted.lifetime_seconds += until.duration_since(record.reserved_until()).as_secs();
+            record.wanted.extended_until = Some(until);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Writes what the keeper knows of an intent; `None` when no record has it.
     pub async fn know(
         &self,
-        name: &str,
         intent: &str,
         change: impl FnOnce(&mut PodRecord) + Send + 'static,
     ) -> Result<Option<PodRecord>, StateError> {
-        let (name, intent) = (name.to_owned(), intent.to_owned());
-        self.records
-            .change(move |entries| {
-                let record = entries.get_mut(&name).filter(|record| record.intent == intent)?;
-                change(record);
-                record.known.at = Some(Timestamp::now());
-                Some(record.clone())
-            })
-            .await
+        let known = self.change(intent, |record| {
+            change(record);
+            record.known.at = Some(Timestamp::now());
+            if !matches!(record.known.phase, Phase::Journaled | Phase::Posting) {
+                let salt = record.intent.clone();
+                record.wanted.request.forget_env_values(&salt);
+            }
+        });
+        Ok(known.await?.map(|(record, ())| record))
     }
 
     /// Takes a pod into the records that no open one knows; false when one does, or when the name is taken.
@@ -391,11 +183,107 @@ impl Fleet {
                 if entries.values().any(same) || entries.get(&name).is_some_and(PodRecord::is_open) {
                     return false;
                 }
+                make_room(entries, &name, Timestamp::now());
                 entries.insert(name, record);
                 true
             })
             .await
     }
+
+    async fn change<R: Send + 'static>(
+        &self,
+        intent: &str,
+        change: impl FnOnce(&mut PodRecord) -> R + Send + 'static,
+    ) -> Result<Option<(PodRecord, R)>, StateError> {
+        let intent = intent.to_owned();
+        self.records
+            .change(move |entries| {
+                let record = entries.values_mut().find(|record| record.intent == intent)?;
+                let result = change(record);
+                Some((record.clone(), result))
+            })
+            .await
+    }
+
+    /// Changes what is wanted of an open pod, with a look at all records for the caps. Nothing is changed on an error.
+    async fn change_wanted(
+        &self,
+        intent: &str,
+        change: impl FnOnce(&BTreeMap<String, PodRecord>, &str, &mut PodRecord) -> Result<(), Box<Changed>> + Send + 'static,
+    ) -> Result<Changed, StateError> {
+        let intent = intent.to_owned();
+        self.records
+            .change(move |entries| {
+                let found = entries.iter().find(|(_, record)| record.intent == intent && record.is_open());
+                let Some((name, mut record)) = found.map(|(name, record)| (name.clone(), record.clone())) else {
+                    return Changed::NotThere;
+                };
+                if record.is_ending() {
+                    return Changed::BeingTerminated(record);
+                }
+                if let Err(refused) = change(entries, &name, &mut record) {
+                    return *refused;
+                }
+                entries.insert(name, record.clone());
+                Changed::Written(record)
+            })
+            .await
+    }
+}
+
+/// What an open record means for a create by its name; `None` when it makes room for a new one.
+fn found(record: PodRecord, fresh: &PodRecord) -> Option<Ensured> {
+    let differences = record.wanted.request.differences(&record.intent, &fresh.wanted.request);
+    Some(if record.is_unknown() && fresh.wanted.supersedes.as_ref() == Some(&record.intent) {
+        if record.lacked_for() >= TURNS_UP_WITHIN {
+            return None;
+        }
+        Ensured::TooEarly(record)
+    } else if record.is_ending() {
+        Ensured::BeingTerminated(record)
+    } else if !differences.is_empty() {
+        Ensured::Differs { differences, record }
+    } else if record.known.status == Some(PodStatus::Error) {
+        Ensured::InError(record)
+    } else {
+        Ensured::Joined(record)
+    })
+}
+
+fn ensure(entries: &mut BTreeMap<String, PodRecord>, name: &str, fresh: PodRecord, limits: &Limits) -> Ensured {
+    let open = entries.get(name).filter(|record| record.is_open()).cloned();
+    let superseded = open.is_some();
+    if let Some(found) = open.and_then(|record| found(record, &fresh)) {
+        return found;
+    }
+    let now = Timestamp::now();
+    let claim = Claim { price_per_hour: fresh.reserved_per_hour(), from: now, until: fresh.expires_at() };
+    let mut others = entries.clone();
+    if let Some(record) = others.get_mut(name).filter(|_| superseded) {
+        // Its pod is ended on sight; until its deadline its money stays set aside.
+        record.wanted.state = WantedState::Gone;
+    }
+    make_room(&mut others, name, now);
+    if let Err(over) = check(&others, name, claim, true, limits) {
+        return Ensured::OverCap(over);
+    }
+    *entries = others;
+    entries.insert(name.to_owned(), fresh.clone());
+    Ensured::New(fresh)
+}
+
+fn over_cap(over: OverCap) -> Box<Changed> {
+    Box::new(Changed::OverCap(over))
+}
+
+/// Moves the record of that name out of the way where it still counts, and drops those that count no more.
+fn make_room(entries: &mut BTreeMap<String, PodRecord>, name: &str, now: Timestamp) {
+    if let Some(record) = entries.remove(name)
+        && money::still_counts(&record, now)
+    {
+        entries.insert(format!("{name}{MADE_ROOM}{}", record.intent), record);
+    }
+    entries.retain(|key, record| !key.contains(MADE_ROOM) || money::still_counts(record, now));
 }
 
 /// Times come from outside and may lie at the end of all time, where adding would panic.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::background::{account_of, socket_path, version};
 use crate::config::Home;
 use crate::errors::chain;
 use crate::fleet::{
-    ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, MOST_LIFETIME_MINUTES, PodRecord, WantedState, later, new_intent,
+    Actor, Audit, ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, PodRecord, WantedState, later, new_intent,
 };
 use crate::provider::{GpuProvider, Pod, PodStatus, ProviderError};
 use crate::ssh::Ssh;
@@ -36,7 +37,7 @@ use crate::tunnel::{TunnelRecord, Tunnels};
 /// deadline doesn't end it under somebody's hands.
 const ADOPTED_LIVES_AT_LEAST: SignedDuration = SignedDuration::from_mins(15);
 /// No create could have asked for more, whatever stands in the pod's environment.
-const ADOPTED_LIVES_AT_MOST: SignedDuration = SignedDuration::from_mins(MOST_LIFETIME_MINUTES as i64);
+const ADOPTED_LIVES_AT_MOST: SignedDuration = SignedDuration::from_hours(24);
 const LOST_PODS_LOOKED_FOR_EVERY: Duration = Duration::from_secs(300);
 /// How long a lock may be held by somebody who only looks at it.
 const LONGEST_LOOK: Duration = Duration::from_millis(300);
@@ -77,6 +78,7 @@ struct Keeper {
     home: Home,
     timing: Timing,
     fleet: Fleet,
+    audit: Audit,
     tunnels: Tunnels,
     ssh: Ssh,
     origin: String,
@@ -101,6 +103,7 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
     let provider = options.key.map(|key| (options.connect)(key));
     let keeper = Arc::new(Keeper {
         fleet: Fleet::new(&options.home, &options.timing),
+        audit: Audit::new(&options.home),
         tunnels: Tunnels::new(&options.home, &options.timing),
         timing: options.timing,
         ssh: Ssh { folder: options.home.ssh(), environment: options.ssh_environment },
@@ -330,6 +333,9 @@ impl Keeper {
         }
         if self.fleet.adopt(&name, record).await? {
             tracing::warn!(pod = pod.id, name, %deadline, was_to_end, "a pod of this home was taken back");
+            let facts =
+                json!({ "pod": name, "pod_id": pod.id, "expires_at": deadline, "usd_per_hour": pod.cost_per_hour });
+            self.audit.note(Actor::Keeper, "taken_back", facts);
         } else {
             // Somebody was given its name at this moment; there is another one for it.
             tokio::time::sleep(self.timing.backoff_first).await;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use autopod_mcp::config::Limits;
 use autopod_mcp::fleet::{Ensured, Phase};
 use autopod_mcp::provider::delete_and_prove;
 use jiff::SignedDuration;
@@ -14,7 +15,11 @@ use crate::keeper_support::{House, answer, kill, signal, until};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_is_kept_by_the_keeper_alone() {
     let house = House::new().await;
-    let made = house.fleet().ensure("short", house.wish(SignedDuration::from_secs(4))).await.expect("a record");
+    let made = house
+        .fleet()
+        .ensure("short", house.wish(SignedDuration::from_secs(4)), &Limits::default())
+        .await
+        .expect("a record");
     assert!(matches!(made, Ensured::New(_)), "{made:?}");
     house.keeper().ensure_and_wake().await.expect("a keeper");
     until("the pod", async || house.alive().await.pop()).await;
@@ -42,7 +47,11 @@ async fn a_deadline_by_the_providers_clock_is_kept_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_missed_by_a_dead_keeper_is_kept_by_the_next() {
     let house = House::new().await;
-    house.fleet().ensure("missed", house.wish(SignedDuration::from_secs(5))).await.expect("a record");
+    house
+        .fleet()
+        .ensure("missed", house.wish(SignedDuration::from_secs(5)), &Limits::default())
+        .await
+        .expect("a record");
     house.keeper().ensure_and_wake().await.expect("a keeper");
     until("the pod", async || house.alive().await.pop()).await;
     until("its record", async || house.fleet().get("missed").ok()??.known.pod_id).await;
@@ -239,7 +248,7 @@ async fn a_pod_whose_record_says_gone_and_which_lives_is_ended() {
         house.end_processes();
         let fleet = house.fleet();
         let intent = fleet.get("early").expect("records").expect("a record").intent;
-        fleet.know("early", &intent, |record| record.known.phase = Phase::Gone).await.expect("a closed record");
+        fleet.know(&intent, |record| record.known.phase = Phase::Gone).await.expect("a closed record");
         let pod = if wanted == "early" { "early" } else { id.as_str() };
         let ended = house.ok("terminate_pod", json!({ "pod": pod })).await;
         assert_eq!((&ended["done"], &ended["pod_id"]), (&json!(true), &json!(id)), "{ended}");

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use autopod_mcp::background::KeeperClient;
+use autopod_mcp::config::Limits;
 use autopod_mcp::fleet::PodRecord;
 use autopod_mcp::timing::Timing;
 use autopod_mcp::tunnel::TunnelState;
@@ -202,7 +203,7 @@ async fn a_new_key_of_the_same_account_is_taken_over_by_the_keeper() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_keeper_with_the_key_is_not_replaced_by_one_without() {
     let house = House::new().await;
-    house.fleet().ensure("kept", house.wish(SignedDuration::from_mins(5))).await.expect("a record");
+    house.fleet().ensure("kept", house.wish(SignedDuration::from_mins(5)), &Limits::default()).await.expect("a record");
     house.keeper().ensure_and_wake().await.expect("a keeper");
     let worker = house.until_worker().await;
     let elsewhere = "http://127.0.0.1:9";

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use autopod_mcp::app;
+use autopod_mcp::config::Limits;
 use autopod_mcp::fleet::{Ensured, Phase, PodRecord};
 use autopod_mcp::keeper::{self, Ended, KeeperOptions};
 use autopod_mcp::provider::{
@@ -119,7 +120,8 @@ impl Lied {
     }
 
     async fn wish(&self, name: &str, lifetime: SignedDuration) {
-        let made = self.house.fleet().ensure(name, self.house.wish(lifetime)).await.expect("a record");
+        let made =
+            self.house.fleet().ensure(name, self.house.wish(lifetime), &Limits::default()).await.expect("a record");
         assert!(matches!(made, Ensured::New(_)), "{made:?}");
     }
 
@@ -175,7 +177,7 @@ async fn a_pod_that_costs_more_than_was_allowed_is_ended() {
     .await;
     let mut wish = lied.house.wish(SignedDuration::from_mins(5));
     wish.wanted.max_price_per_hour = Some(0.30);
-    lied.house.fleet().ensure("dear", wish).await.expect("a record");
+    lied.house.fleet().ensure("dear", wish, &Limits::default()).await.expect("a record");
     let record = lied.closed("dear").await;
     assert_eq!(record.known.ending_cause.as_deref(), Some("it costs $0.40/h, more than the $0.30/h that were allowed"));
     assert_eq!((lied.house.asked("createPod"), lied.house.alive().await.len()), (1, 0));
@@ -243,7 +245,7 @@ async fn a_wish_of_long_ago_makes_no_pod() {
     let lied = Lied::to(House::new().await, |_, _| {}).await;
     let mut wish = lied.house.wish(SignedDuration::from_hours(24));
     wish.wanted.requested_at -= SignedDuration::from_hours(9);
-    lied.house.fleet().ensure("old", wish).await.expect("a record");
+    lied.house.fleet().ensure("old", wish, &Limits::default()).await.expect("a record");
     let record = lied.closed("old").await;
     assert_eq!(record.known.phase, Phase::Refused);
     assert_eq!(

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use autopod_mcp::app;
 use autopod_mcp::background::KeeperClient;
+use autopod_mcp::config::Limits;
 use autopod_mcp::fleet::{Ensured, Fleet, HomeIdentity, Phase};
 use autopod_mcp::keeper::{self, Ended, KeeperOptions};
 use autopod_mcp::ssh::Ssh;
@@ -111,7 +112,7 @@ async fn a_keeper_that_cannot_journal_does_not_post() {
     // What a home has had since its first create.
     house.keeper().account().map(|account| HomeIdentity::bind(&house.home(), &Timing::quick(), &account, false));
     Ssh { folder: house.home.join("ssh"), environment: house.environment() }.public_key().await.expect("a key");
-    house.fleet().ensure("wish", house.wish(SignedDuration::from_mins(5))).await.expect("a record");
+    house.fleet().ensure("wish", house.wish(SignedDuration::from_mins(5)), &Limits::default()).await.expect("a record");
     // This call writes nothing, but starts a keeper that can't write either.
     let listed = answer(without_disk(&house, "list_pods", &json!({}))).await;
     assert_eq!(listed.code, 0, "{listed:?}");
@@ -131,7 +132,11 @@ async fn a_keeper_that_cannot_journal_does_not_post() {
 async fn a_pod_that_cannot_be_recorded_still_ends_at_its_deadline() {
     let house = House::new().await;
     house.fault(json!({ "operation": "createPod", "kind": "delay_ms", "delay_ms": 1500 })).await;
-    house.fleet().ensure("memory", house.wish(SignedDuration::from_secs(6))).await.expect("a record");
+    house
+        .fleet()
+        .ensure("memory", house.wish(SignedDuration::from_secs(6)), &Limits::default())
+        .await
+        .expect("a record");
     // A full disk is an error, where the limit that stands for it here would be a signal.
     let listed = answer(by_shell(&house, "list_pods", &json!({}), "trap '' XFSZ; exec \"$@\"")).await;
     assert_eq!(listed.code, 0, "{listed:?}");
@@ -153,7 +158,11 @@ async fn a_pod_that_cannot_be_recorded_still_ends_at_its_deadline() {
 async fn a_pod_that_was_never_recorded_is_ended_by_its_name() {
     let house = House::new().await;
     house.fault(json!({ "operation": "createPod", "kind": "hang_after" })).await;
-    house.fleet().ensure("nameless", house.wish(SignedDuration::from_mins(5))).await.expect("a record");
+    house
+        .fleet()
+        .ensure("nameless", house.wish(SignedDuration::from_mins(5)), &Limits::default())
+        .await
+        .expect("a record");
     house.keeper().ensure_and_wake().await.expect("a keeper");
     until("the pod", async || house.alive().await.pop()).await;
     house.end_processes();
@@ -232,8 +241,8 @@ pub async fn changed_by_many_and_killed(rounds: usize) {
         }
         acknowledged += open.len();
         // At most two pods may be open, so they are ended by their records for the next round.
-        for (name, record) in records.iter().filter(|(_, record)| record.is_open()) {
-            house.fleet().want_gone(name, &record.intent).await.expect("a written wish");
+        for record in records.values().filter(|record| record.is_open()) {
+            house.fleet().want_gone(&record.intent).await.expect("a written wish");
         }
         house.keeper().ensure_and_wake().await.expect("a keeper");
         until("the end of this round's pods", async || {
@@ -287,7 +296,7 @@ pub async fn wishes_at_an_idle_end(rounds: usize) {
         // Refused before any POST, so that the world has no part in it.
         let mut wish = house.wish(SignedDuration::from_mins(5));
         wish.wanted.candidates.clear();
-        let made = fleet.ensure(&name, wish).await.expect("a record");
+        let made = fleet.ensure(&name, wish, &Limits::default()).await.expect("a record");
         assert!(matches!(made, Ensured::New(_)), "{made:?}");
         // From here it is the keeper's: either it was alive under the lock over the records and goes on, or its own
         // lock is free by now, so that the writer sees that it has to start one.
@@ -301,11 +310,8 @@ pub async fn wishes_at_an_idle_end(rounds: usize) {
         } else {
             assert_eq!(keeper.await.expect("a keeper").expect("an end"), Ended::Idle);
             let record = fleet.get(&name).expect("records").expect("a record");
-            fleet.want_gone(&name, &record.intent).await.expect("a written wish");
-            fleet
-                .know(&name, &record.intent, |record| record.known.phase = Phase::Gone)
-                .await
-                .expect("a closed record");
+            fleet.want_gone(&record.intent).await.expect("a written wish");
+            fleet.know(&record.intent, |record| record.known.phase = Phase::Gone).await.expect("a closed record");
             left += 1;
         }
     }

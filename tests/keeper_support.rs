@@ -1,12 +1,13 @@
 //! A home with a sandbox beside it, worked by real processes: every `call` is the program itself, and so is the keeper
 //! that it starts.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use autopod_mcp::background::{KeeperClient, Launcher};
-use autopod_mcp::config::Home;
+use autopod_mcp::config::{Home, Limits};
 use autopod_mcp::fleet::{Candidate, Fleet, PodRecord, PodRequest, new_intent};
 use autopod_mcp::provider::Cloud;
 use autopod_mcp::sandbox::{self, ClockMode, Sandbox, SandboxOptions};
@@ -195,17 +196,24 @@ impl House {
     pub fn wish(&self, lifetime: SignedDuration) -> PodRecord {
         let request = PodRequest {
             image: "runpod/comfyui:latest".to_owned(),
+            template: None,
+            registry: None,
             gpus: Vec::new(),
+            min_vram_gb: 16,
             gpu_count: 1,
+            min_cuda: None,
             cloud: Cloud::Secure,
             data_centers: Vec::new(),
             disk_gb: 40,
             volume: None,
             volume_name: None,
             ports: vec!["22/tcp".to_owned()],
+            env: BTreeMap::new(),
         };
         let candidates = vec![Candidate { gpu: GPU.to_owned(), price_per_hour: 0.25 }];
-        PodRecord::new(new_intent(), request, candidates, lifetime)
+        let mut wish = PodRecord::new(new_intent(), request, candidates, lifetime);
+        wish.wanted.max_price_per_hour = Some(Limits::default().max_price_per_hour);
+        wish
     }
 
     /// A request to the sandbox; its answer.

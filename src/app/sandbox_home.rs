@@ -133,7 +133,7 @@ pub async fn close_world(home: &Home) -> Result<(), ToolError> {
 async fn close_records_of_the_last_world(home: &Home) -> Result<(), ToolError> {
     let timing = Timing::quick();
     let fleet = Fleet::new(home, &timing);
-    for (name, record) in fleet.read()? {
+    for record in fleet.read()?.into_values() {
         if record.is_open() {
             let close = |record: &mut crate::fleet::PodRecord| {
                 record.known.phase = Phase::Gone;
@@ -141,7 +141,7 @@ async fn close_records_of_the_last_world(home: &Home) -> Result<(), ToolError> {
                 record.known.ending_cause = Some("world_ended".to_owned());
                 record.known.ssh = None;
             };
-            fleet.know(&name, &record.intent, close).await?;
+            fleet.know(&record.intent, close).await?;
         }
     }
     let tunnels = Tunnels::new(home, &timing);

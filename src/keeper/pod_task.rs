@@ -80,7 +80,7 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
 impl PodTask {
     async fn step(&mut self, mut record: PodRecord) {
         if let Some((pod, at)) = self.unrecorded.take() {
-            record.learn_price_and_all(&pod, at);
+            record.learn_and_judge(&pod, at);
             self.found(pod, at).await;
         }
         let Some(provider) = self.keeper.provider() else {
@@ -207,7 +207,7 @@ impl PodTask {
 
     async fn learn(&mut self, pod: Pod, now: Timestamp) {
         self.know(move |record| {
-            record.learn_price_and_all(&pod, now);
+            record.learn_and_judge(&pod, now);
             record.known.problem = None;
         })
         .await;
@@ -224,7 +224,7 @@ impl PodTask {
     fn remembered(&self) -> Option<PodRecord> {
         let mut record = self.last.clone()?;
         if let Some((pod, at)) = &self.unrecorded {
-            record.learn_price_and_all(pod, *at);
+            record.learn_and_judge(pod, *at);
         }
         Some(record)
     }
@@ -259,13 +259,13 @@ impl PodTask {
     }
 
     fn record(&self) -> Result<Option<PodRecord>, crate::state::StateError> {
-        Ok(self.keeper.fleet.get(&self.name)?.filter(|record| record.intent == self.intent))
+        self.keeper.fleet.of_intent(&self.intent)
     }
 
     /// Writes what is known. A disk that is full must not keep a pod alive, so a failure is logged and the task goes
     /// on from what it knows; what has to be on disk before a step is checked by that step.
     async fn know(&mut self, change: impl FnOnce(&mut PodRecord) + Send + 'static) -> bool {
-        match self.keeper.fleet.know(&self.name, &self.intent, change).await {
+        match self.keeper.fleet.know(&self.intent, change).await {
             Ok(Some(record)) => {
                 self.last = Some(record);
                 true

@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::background::KeeperClient;
-use crate::config::{Config, Home};
+use crate::config::{Config, Home, Limits};
 use crate::errors::chain;
 use crate::errors::harmless;
-use crate::fleet::{ENV_OWNER, Fleet, HomeIdentity, PodRecord};
+use crate::fleet::{Audit, ENV_OWNER, Fleet, HomeIdentity, PodRecord};
 use crate::provider::{GpuProvider, Pod, PodStatus};
 use crate::ssh::Ssh;
 use crate::timing::Timing;
@@ -31,6 +31,7 @@ pub struct Services {
     /// `None` while no key is set.
     pub provider: Option<Arc<dyn GpuProvider>>,
     pub fleet: Fleet,
+    pub audit: Audit,
     pub tunnels: Tunnels,
     pub ssh: Ssh,
     pub keeper: KeeperClient,
@@ -50,6 +51,12 @@ impl Services {
 }
 
 impl Services {
+    /// The caps as the config says now: whoever lowers one while a server runs means that server, too.
+    pub fn limits(&self) -> Result<Limits, ToolError> {
+        let config = Config::read(&self.home).map_err(|error| ToolError::new(ErrorKind::Setup, chain(&error)))?;
+        Ok(config.limits)
+    }
+
     /// The keeper, awake, for a call that changes something. Refused when the home belongs to another account: a
     /// foreign key proves nothing about the pods recorded here.
     pub async fn keeper_for_changes(&self) -> Result<(), ToolError> {

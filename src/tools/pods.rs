@@ -1,5 +1,6 @@
 //! Pods: create, list, get, terminate. What they share is here: finding a pod by name or id, and its row.
 
+mod agree;
 mod create;
 mod list;
 mod placement;
@@ -166,6 +167,14 @@ fn mounted_volume(record: Option<&PodRecord>, pod: Option<&Pod>) -> Option<Mount
         .or_else(|| record.and_then(|record| record.wanted.request.volume.clone()))?;
     let name = record.and_then(|record| record.wanted.request.volume_name.clone());
     Some(MountedVolume { id: mount.volume_id, name, mount_path: mount.path })
+}
+
+fn billing_of(record: &PodRecord) -> StillBilling {
+    match record.known.phase {
+        Phase::Placed if record.known.status != Some(PodStatus::Exited) => StillBilling::Yes,
+        Phase::Gone | Phase::Refused => StillBilling::No,
+        _ => StillBilling::Possible,
+    }
 }
 
 /// What a pod cost up to now: what was counted, and the time since.

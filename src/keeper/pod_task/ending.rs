@@ -1,17 +1,13 @@
 //! Ending a pod: DELETE until both the pod's own page and the list prove it gone.
 
-use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::PodTask;
 use super::placing::Search;
 use crate::errors::chain;
-use crate::fleet::{Phase, PodRecord, later};
-use crate::provider::{GpuProvider, PodStatus, delete_and_prove};
+use crate::fleet::{Phase, PodRecord, TURNS_UP_WITHIN, later};
+use crate::provider::{GpuProvider, delete_and_prove};
 use crate::tunnel::{TunnelRecord, TunnelState};
-
-/// A create without a clear answer whose pod the list has lacked for so long has made none.
-const TURNS_UP_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 
 impl PodTask {
     pub(super) async fn end(&mut self, provider: &dyn GpuProvider, record: PodRecord) {
@@ -54,20 +50,9 @@ impl PodTask {
         let now = self.clocks.provider_now();
         let closed = self
             .know(move |record| {
-                let known = &mut record.known;
-                if let Some(from) = known.cost_counted_at.filter(|from| now > *from)
-                    && !matches!(known.status, Some(PodStatus::Exited | PodStatus::Terminated))
-                {
-                    known.cost_usd += known.cost_per_hour * now.duration_since(from).as_secs_f64() / 3600.0;
-                }
-                known.phase = Phase::Gone;
-                known.status = known.pod_id.as_ref().map(|_| PodStatus::Terminated);
-                known.gone_at = Some(Timestamp::now());
-                known.cost_counted_at = Some(now);
-                known.ssh = None;
-                known.problem = None;
+                record.close(now);
                 if !cause.is_empty() {
-                    known.ending_cause = Some(cause.to_owned());
+                    record.known.ending_cause = Some(cause.to_owned());
                 }
             })
             .await;

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::PodTask;
 use crate::errors::chain;
-use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, HomeIdentity, Phase, PodRecord};
+use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, EnvValue, HomeIdentity, Phase, PodRecord};
 use crate::provider::{GpuProvider, Pod, PodSpec, ProviderError};
 
 /// How long a provider that can't be reached, or that has no calls left for us, is tried: a pod that starts long after
@@ -79,10 +79,10 @@ impl PodTask {
     pub(super) async fn found(&mut self, pod: Pod, now: Timestamp) {
         let learnt = pod.clone();
         let change = move |record: &mut PodRecord| {
-            record.learn_price_and_all(&learnt, now);
+            record.learn_and_judge(&learnt, now);
             record.known.problem = None;
         };
-        match self.keeper.fleet.know(&self.name, &self.intent, change).await {
+        match self.keeper.fleet.know(&self.intent, change).await {
             Ok(Some(record)) => self.last = Some(record),
             Ok(None) => {
                 tracing::error!(pod = pod.id, "a new pod's record has left the file");
@@ -171,6 +171,11 @@ impl PodTask {
                     return Search::Found;
                 }
                 self.call_again_in(self.keeper.timing.pod_poll_waiting);
+                self.know(move |record| {
+                    let from = record.known.lacked.map_or(now, |(from, _)| from.min(now));
+                    record.known.lacked = Some((from, now));
+                })
+                .await;
                 Search::NotListed
             }
             Err(error) => {
@@ -195,19 +200,23 @@ impl PodTask {
             }
         };
         keys.push(ours);
-        let env = BTreeMap::from([
+        let mut env = BTreeMap::from([
             ("PUBLIC_KEY".to_owned(), keys.join("\n")),
             (ENV_OWNER.to_owned(), identity.owner),
             (ENV_EXPIRES_AT.to_owned(), record.expires_at().to_string()),
         ]);
+        for (name, value) in &request.env {
+            let EnvValue::Clear(value) = value else { return Err("its environment was sent once already".to_owned()) };
+            env.insert(name.clone(), value.clone());
+        }
         Ok(PodSpec {
             name: record.cloud_name(&self.name),
-            image: Some(request.image.clone()),
-            template: None,
-            registry: None,
+            image: Some(request.image.clone()).filter(|image| !image.is_empty()),
+            template: request.template.clone(),
+            registry: request.registry.clone(),
             gpu: gpu.to_owned(),
             gpu_count: request.gpu_count,
-            min_cuda: None,
+            min_cuda: request.min_cuda.clone(),
             cloud: request.cloud,
             data_centers: request.data_centers.clone(),
             disk_gb: request.disk_gb,

@@ -1,32 +1,31 @@
 //! create_pod_with_volume: ensures a pod by name.
 
+mod resolve;
+mod watch;
+
+use std::collections::BTreeMap;
+
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::placement::{self, Wishes};
-use super::{MountedVolume, cents, check_name, mounted_volume};
+use self::resolve::{Resolved, resolve};
+use super::{MountedVolume, agree, cents, check_name};
+use crate::config::Limits;
 use crate::errors::chain;
-use crate::fleet::{
-    Attempt, DEFAULT_LIFETIME_MINUTES, Ensured, MOST_LIFETIME_MINUTES, MOST_PODS, Phase, PodRecord, PodRequest,
-    WantedState, new_intent,
-};
-use crate::provider::{Cloud, PodStatus, VolumeMount};
-use crate::tools::volumes::find_volume;
+use crate::fleet::{Actor, Attempt, Claim, Ensured, OverCap, PodRecord, check, later, new_intent};
+use crate::provider::Cloud;
 use crate::tools::waiting::Waiting;
 use crate::tools::{Context, Effect, ErrorKind, StillBilling, Tool, ToolError};
-use crate::tunnel::COMFY_PORT;
 
 const DEFAULT_NAME: &str = "comfy";
-const DEFAULT_IMAGE: &str = "runpod/comfyui:latest";
-const DEFAULT_DISK_GB: u32 = 40;
-const DEFAULT_MOUNT: &str = "/workspace";
-pub(super) const PROXY_WARNING: &str =
+pub(in crate::tools) const PROXY_WARNING: &str =
     "public: anyone who knows this address can use the pod's ComfyUI without a password";
 
 pub struct CreatePodWithVolume;
 
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateInput {
     /// Name of the pod, `comfy` when left out. The same name again gives the same pod.
@@ -50,27 +49,58 @@ pub struct CreateInput {
     #[schemars(range(min = 1, max = 16))]
     #[serde(default)]
     gpu_count: Option<u32>,
-    /// Most USD an hour for the whole pod; can only tighten the cap of 1.50.
+    /// Least CUDA version, like `12.4`.
+    #[serde(default)]
+    min_cuda: Option<String>,
+    /// Most USD an hour for the whole pod; can only tighten the config's cap.
     #[schemars(range(min = 0, max = 1000))]
     #[serde(default)]
     max_price_per_hour: Option<f64>,
     /// `secure` when left out; volumes are secure only.
     #[serde(default)]
     cloud: Option<Cloud>,
+    /// Data centers to choose from; any when left out.
+    #[schemars(length(max = 20))]
+    #[serde(default)]
+    data_centers: Option<Vec<String>>,
     /// Container image; `runpod/comfyui:latest` when left out.
     #[serde(default)]
     image: Option<String>,
+    /// RunPod template to use instead of an image, by id.
+    #[serde(default)]
+    template: Option<String>,
+    /// Id of the registry credentials for a private image.
+    #[serde(default)]
+    registry: Option<String>,
     /// Container disk in GB; 40 when left out.
     #[schemars(range(min = 1, max = 2000))]
     #[serde(default)]
     disk_gb: Option<u32>,
+    /// Environment of the container. For secrets name RunPod's: `{{ RUNPOD_SECRET_name }}`.
+    #[serde(default)]
+    env: Option<BTreeMap<String, String>>,
     /// Minutes until the pod is ended by itself; 240 when left out. A pod that is there keeps its deadline.
-    #[schemars(range(min = 1, max = 1440))]
+    #[schemars(range(min = 1))]
     #[serde(default)]
     lifetime_minutes: Option<u32>,
+    /// End the pod after so many minutes without a run, a call or a connection through its tunnel.
+    #[schemars(range(min = 1))]
+    #[serde(default)]
+    idle_minutes: Option<u32>,
     /// Also expose ComfyUI on RunPod's public HTTP proxy, without any password. Not needed for tunnels.
     #[serde(default)]
     expose_http: bool,
+    /// Only show what would be tried, its price, and what the caps say; creates nothing.
+    #[serde(default)]
+    dry_run: bool,
+    /// The most USD an hour that the user has agreed to, for prices above the config's threshold.
+    #[schemars(range(min = 0, max = 1000))]
+    #[serde(default)]
+    confirm_price: Option<f64>,
+    /// The intent of a create without a known outcome, to create anew after ten minutes; should its pod turn up, it is
+    /// ended.
+    #[serde(default)]
+    retry_unknown: Option<String>,
     /// Seconds to wait for the pod to run; 40 when left out.
     #[schemars(range(min = 0, max = 45))]
     #[serde(default)]
@@ -80,9 +110,14 @@ pub struct CreateInput {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum CreateState {
+    /// Nothing was created, as asked.
+    DryRun,
     Placing,
+    /// The create had no clear answer; a pod may exist.
+    Unknown,
     Starting,
     Running,
+    Stopped,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -95,6 +130,8 @@ pub struct CreateOutput {
     /// False when there was such a pod already.
     created: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    intent: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data_center: Option<String>,
@@ -104,8 +141,14 @@ pub struct CreateOutput {
     volume: Option<MountedVolume>,
     /// When the keeper ends the pod.
     expires_at: Timestamp,
-    /// USD the pod can cost until then.
+    /// USD the pod can still cost until then.
     reserved_usd: f64,
+    /// What would be tried, in this order; only for a dry run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    candidates: Vec<CandidateRow>,
+    /// What the caps say to it; only for a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    caps: Option<String>,
     /// GPUs that were refused, and why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refused: Vec<Attempt>,
@@ -117,6 +160,14 @@ pub struct CreateOutput {
     waiting_for: Option<String>,
     still_billing: StillBilling,
     next: String,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct CandidateRow {
+    gpu: String,
+    price_per_hour: f64,
+    /// USD from now until the deadline.
+    total_usd: f64,
 }
 
 impl Tool for CreatePodWithVolume {
@@ -137,18 +188,34 @@ impl Tool for CreatePodWithVolume {
         // Without a key and without a keeper nothing may be promised.
         services.provider()?;
         services.refuse_foreign_account().await?;
-        let lifetime = SignedDuration::from_mins(i64::from(
-            input.lifetime_minutes.unwrap_or(DEFAULT_LIFETIME_MINUTES).min(MOST_LIFETIME_MINUTES),
-        ));
-        let max_price_per_hour = input.max_price_per_hour;
-        let (request, candidates) = resolve(context, input).await?;
+        let limits = services.limits()?;
+        let lifetime = lifetime(&input, &limits)?;
+        let mut resolved = resolve(services, &input, &limits).await?;
+        if input.dry_run {
+            return dry_run(context, &name, resolved, lifetime, &limits);
+        }
         // The pod gets our key when it is made, so what keeps us from having one is told before anything is asked for.
         services.ssh.public_key().await.map_err(|error| {
             ToolError::new(ErrorKind::Setup, format!("no pod was created: {}", chain(&error))).billing(StillBilling::No)
         })?;
-        let mut fresh = PodRecord::new(new_intent(), request, candidates, lifetime);
-        fresh.wanted.max_price_per_hour = max_price_per_hour;
-        let (created, record) = match services.fleet.ensure(&name, fresh).await? {
+        let mut agreed = input.confirm_price;
+        let ensured = loop {
+            let fresh = fresh(&input, &resolved, lifetime, agreed, &limits);
+            // Who finds a pod spends nothing more, so nobody is asked.
+            if let Some(found) = services.fleet.join(&name, &fresh)? {
+                break found;
+            }
+            if agree::is_agreed(resolved.dearest(), agreed, &limits) {
+                break services.fleet.ensure(&name, fresh, &limits).await?;
+            }
+            // Whoever is asked is not asked for what can't be.
+            room_for(context, &name, &fresh, &limits)?;
+            agree::ask(context, &waiting, &format!("create the pod {name}"), resolved.dearest(), &limits).await?;
+            agreed = Some(resolved.dearest());
+            // People take their time; prices and stock may have changed.
+            resolved = resolve(services, &input, &limits).await?;
+        };
+        let (created, record) = match ensured {
             Ensured::New(record) => (true, record),
             Ensured::Joined(record) => (false, record),
             refused => {
@@ -156,19 +223,38 @@ impl Tool for CreatePodWithVolume {
                 if let (Ensured::BeingTerminated(_), Err(error)) = (&refused, services.keeper_for_changes().await) {
                     tracing::warn!(%error, "the keeper can't be started");
                 }
-                return Err(not_ensured(&name, refused));
+                return Err(watch::not_ensured(&name, refused));
             }
         };
-        services.keeper_for_changes().await.map_err(|error| after_the_wish(error, &name))?;
-        watch(&waiting, context, &name, created, &record.intent).await
+        if created {
+            let facts = json!({
+                "pod": name, "intent": record.intent, "usd_per_hour": cents(record.reserved_per_hour()),
+                "reserved_usd": cents(record.reserved_usd(Timestamp::now())), "expires_at": record.expires_at(),
+                "supersedes": record.wanted.supersedes,
+            });
+            services.audit.note(Actor::Tool(Self::NAME), "create_wanted", facts);
+        }
+        services.keeper_for_changes().await.map_err(|error| watch::after_the_wish(error, &name))?;
+        watch::until_running(&waiting, context, &name, created, &record.intent).await
     }
 
     fn text(output: &CreateOutput) -> String {
         let CreateOutput { pod, state, next, .. } = output;
-        let made = if output.created { "new" } else { "there already" };
+        let made = match (output.created, state) {
+            (_, CreateState::DryRun) => "dry run",
+            (true, _) => "new",
+            (false, _) => "there already",
+        };
         let mut text = format!("Pod {pod} ({made}): {state:?}");
         if let (Some(gpu), Some(price)) = (&output.gpu, output.price_per_hour) {
             text.push_str(&format!(", {gpu} at ${price:.2}/h"));
+        }
+        for candidate in &output.candidates {
+            let CandidateRow { gpu, price_per_hour, total_usd } = candidate;
+            text.push_str(&format!("\n{gpu}: ${price_per_hour:.2}/h, ${total_usd:.2} in all"));
+        }
+        if let Some(caps) = &output.caps {
+            text.push_str(&format!("\nCaps: {caps}"));
         }
         text.push_str(&format!(", ends by itself at {:.0}", output.expires_at));
         if let Some(waiting_for) = &output.waiting_for {
@@ -181,224 +267,91 @@ impl Tool for CreatePodWithVolume {
     }
 }
 
-/// From what was asked to an exact request and what to try for it.
-async fn resolve(
-    context: &Context,
-    input: CreateInput,
-) -> Result<(PodRequest, Vec<crate::fleet::Candidate>), ToolError> {
-    let services = &context.services;
-    let provider = services.provider()?;
-    let path = input
-        .mount_path
-        .or_else(|| services.config.default_volume_mount.clone())
-        .unwrap_or_else(|| DEFAULT_MOUNT.to_owned());
-    if !path.starts_with('/') || path == "/" || path.contains("..") {
-        return Err(ToolError::invalid(
-            "mount_path",
-            format!("expected an absolute path inside the pod, not `{path}`"),
-        ));
-    }
-    let wanted_volume = input.volume.or_else(|| services.config.default_volume_id.clone());
-    let volume = match &wanted_volume {
-        Some(wanted) => Some(find_volume(&provider.volumes().await?.value, wanted)?.clone()),
-        None => None,
-    };
-    let cloud = input.cloud.unwrap_or(Cloud::Secure);
-    if let (Some(volume), Cloud::Community) = (&volume, cloud) {
-        return Err(ToolError::invalid(
-            "cloud",
-            format!("network volumes, like {}, can be mounted in the secure cloud only", volume.id),
-        ));
-    }
-    let gpu_count = input.gpu_count.unwrap_or(1);
-    let gpus = input.gpus.unwrap_or_default();
-    let catalog = provider.gpus(gpu_count, cloud).await?.value;
-    let candidates = placement::candidates(
-        &catalog,
-        &Wishes {
-            gpus: &gpus,
-            gpu_count,
-            min_vram_gb: input.min_vram_gb,
-            max_price_per_hour: input.max_price_per_hour,
-            cloud,
-            data_center: volume.as_ref().map(|volume| volume.data_center.as_str()),
-        },
-    )?;
-    let mut ports = vec!["22/tcp".to_owned()];
-    if input.expose_http {
-        ports.push(format!("{COMFY_PORT}/http"));
-    }
-    let request = PodRequest {
-        image: input.image.unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
-        gpus: if gpus.is_empty() {
-            Vec::new()
-        } else {
-            candidates.iter().map(|candidate| candidate.gpu.clone()).collect()
-        },
-        gpu_count,
-        cloud,
-        data_centers: volume.iter().map(|volume| volume.data_center.clone()).collect(),
-        disk_gb: input.disk_gb.unwrap_or(DEFAULT_DISK_GB),
-        volume_name: volume.as_ref().map(|volume| volume.name.clone()),
-        volume: volume.map(|volume| VolumeMount { volume_id: volume.id, path }),
-        ports,
-    };
-    Ok((request, candidates))
-}
-
-fn not_ensured(name: &str, outcome: Ensured) -> ToolError {
-    match outcome {
-        Ensured::Differs { differences, record } => ToolError::refused(format!(
-            "there is a pod `{name}` already, made from another request ({}); nothing was created",
-            differences.join("; ")
+fn lifetime(input: &CreateInput, limits: &Limits) -> Result<SignedDuration, ToolError> {
+    let minutes = input.lifetime_minutes.unwrap_or(limits.default_lifetime_minutes);
+    if minutes > limits.max_lifetime_minutes {
+        return Err(ToolError::refused(format!(
+            "`lifetime_minutes`: {minutes} is more than the {} that the config allows (limits.max_lifetime_minutes); \
+             nothing was created",
+            limits.max_lifetime_minutes
         ))
-        .hint("ask for the same, use another name, or terminate_pod first")
-        .billing(billing_of(&record)),
-        Ensured::BeingTerminated(record) => {
-            ToolError::refused(format!("the pod `{name}` is being terminated; nothing was created"))
-                .hint("call again when it is gone (see list_pods)")
-                .retryable(true)
-                .billing(billing_of(&record))
-        }
-        Ensured::InError(record) => ToolError::refused(format!("the pod `{name}` is in the state ERROR"))
-            .hint(format!("end it with terminate_pod {{\"pod\": \"{name}\"}}, then create it again"))
-            .billing(billing_of(&record)),
-        Ensured::TooMany { open } => ToolError::refused(format!(
-            "there are {} pods already and the cap is {MOST_PODS}; nothing was created",
-            open.len()
-        ))
-        .hint(format!("terminate one first: {}", open.join(", ")))
-        .billing(StillBilling::Yes),
-        Ensured::New(_) | Ensured::Joined(_) => ToolError::new(ErrorKind::Internal, "an intent got lost"),
+        .hint("ask for less; control_pod can extend a pod's life within the caps"));
     }
+    Ok(SignedDuration::from_mins(i64::from(minutes)))
 }
 
-fn billing_of(record: &PodRecord) -> StillBilling {
-    match record.known.phase {
-        Phase::Placed if record.known.status != Some(PodStatus::Exited) => StillBilling::Yes,
-        Phase::Gone | Phase::Refused => StillBilling::No,
-        _ => StillBilling::Possible,
-    }
+/// The record that this call would write.
+fn fresh(
+    input: &CreateInput,
+    resolved: &Resolved,
+    lifetime: SignedDuration,
+    agreed: Option<f64>,
+    limits: &Limits,
+) -> PodRecord {
+    let Resolved { request, candidates } = resolved.clone();
+    let mut fresh = PodRecord::new(new_intent(), request, candidates, lifetime);
+    let agreed = limits.confirm_above_per_hour.max(agreed.unwrap_or(0.0));
+    let most = limits.max_price_per_hour.min(input.max_price_per_hour.unwrap_or(f64::INFINITY)).min(agreed);
+    fresh.wanted.max_price_per_hour = Some(most);
+    fresh.wanted.idle_minutes = input.idle_minutes;
+    fresh.wanted.supersedes = input.retry_unknown.clone();
+    fresh
 }
 
-/// The wish is on disk already, so whichever keeper comes next may carry it out.
-fn after_the_wish(error: ToolError, name: &str) -> ToolError {
-    let message =
-        format!("the wish for the pod `{name}` is recorded, but nobody carries it out now: {}", error.message);
-    ToolError { message, ..error }
-        .hint(format!("take it back with terminate_pod {{\"pod\": \"{name}\"}}, or call again"))
-        .billing(StillBilling::Possible)
+/// What the caps say, without writing anything.
+fn room_for(context: &Context, name: &str, fresh: &PodRecord, limits: &Limits) -> Result<(), ToolError> {
+    over_cap(context, name, fresh, limits)?.map_or(Ok(()), |over| Err(watch::not_ensured(name, Ensured::OverCap(over))))
 }
 
-async fn watch(
-    waiting: &Waiting<'_>,
+fn over_cap(context: &Context, name: &str, fresh: &PodRecord, limits: &Limits) -> Result<Option<OverCap>, ToolError> {
+    let entries = context.services.fleet.read()?;
+    let claim = Claim { price_per_hour: fresh.reserved_per_hour(), from: Timestamp::now(), until: fresh.expires_at() };
+    Ok(check(&entries, name, claim, true, limits).err())
+}
+
+fn dry_run(
     context: &Context,
     name: &str,
-    created: bool,
-    intent: &str,
+    resolved: Resolved,
+    lifetime: SignedDuration,
+    limits: &Limits,
 ) -> Result<CreateOutput, ToolError> {
-    let services = &context.services;
-    let mut told = String::new();
-    loop {
-        let record = services.fleet.get(name)?.filter(|record| record.intent == intent);
-        let Some(record) = record else {
-            return Err(ToolError::failed(format!("the pod `{name}` was replaced by another request"))
-                .billing(StillBilling::Possible)
-                .hint("see list_pods"));
-        };
-        let known = &record.known;
-        match known.phase {
-            Phase::Refused => {
-                let problem = known.problem.clone().unwrap_or_default();
-                return Err(ToolError::new(ErrorKind::Provider, format!("no pod was created: {problem}"))
-                    .billing(StillBilling::No)
-                    .hint("see list_gpus for what is in stock; ask for other gpus, less memory or another volume"));
-            }
-            Phase::Gone => {
-                let cause = known.ending_cause.clone().unwrap_or_default();
-                return Err(ToolError::failed(format!("the pod `{name}` has ended: {cause}"))
-                    .billing(StillBilling::No)
-                    .hint("call again to create it anew"));
-            }
-            _ if record.wanted.state == WantedState::Gone || known.ending_since.is_some() => {
-                let cause = known.ending_cause.clone().unwrap_or_else(|| "terminated".to_owned());
-                return Err(ToolError::failed(format!("the pod `{name}` is being ended: {cause}"))
-                    .billing(StillBilling::Possible)
-                    .hint("see list_pods until it is gone"));
-            }
-            _ if known.status == Some(PodStatus::Error) => {
-                return Err(ToolError::failed(format!("the pod `{name}` came up in the state ERROR"))
-                    .billing(StillBilling::Yes)
-                    .hint(format!("end it with terminate_pod {{\"pod\": \"{name}\"}}")));
-            }
-            _ => {}
+    let now = Timestamp::now();
+    let fresh = PodRecord::new(new_intent(), resolved.request.clone(), resolved.candidates.clone(), lifetime);
+    let dearest = resolved.dearest();
+    let caps = match (services_join(context, name, &fresh)?, over_cap(context, name, &fresh, limits)?) {
+        (Some(there), _) => there,
+        (None, Some(over)) => format!("refused: {over}"),
+        (None, None) if !agree::is_agreed(dearest, None, limits) => {
+            format!("allowed, with the user's agreement (confirm_price: {dearest:.2})")
         }
-        let output = describe(name, created, &record);
-        let step = output.waiting_for.clone().unwrap_or_else(|| "running".to_owned());
-        if step != told {
-            waiting.tell(&step);
-            told = step;
-        }
-        if output.done {
-            return Ok(output);
-        }
-        // Without a keeper nobody places the pod, and later nobody would end it.
-        if !services.keeper.is_alive() {
-            services.keeper_for_changes().await.map_err(|error| after_the_wish(error, name))?;
-        }
-        if !waiting.again().await {
-            return Ok(output);
-        }
-    }
+        (None, None) => "allowed".to_owned(),
+    };
+    let hours = lifetime.as_secs_f64() / 3600.0;
+    let row = |candidate: &crate::fleet::Candidate| CandidateRow {
+        gpu: candidate.gpu.clone(),
+        price_per_hour: cents(candidate.price_per_hour),
+        total_usd: cents(candidate.price_per_hour * hours),
+    };
+    let mut output = watch::describe(name, false, &fresh);
+    output.state = CreateState::DryRun;
+    output.done = true;
+    output.intent = None;
+    output.candidates = resolved.candidates.iter().map(row).collect();
+    output.price_per_hour = resolved.candidates.first().map(|first| cents(first.price_per_hour));
+    output.gpu = resolved.candidates.first().map(|first| first.gpu.clone());
+    output.caps = Some(caps);
+    output.expires_at = later(now, lifetime);
+    output.waiting_for = None;
+    output.still_billing = StillBilling::No;
+    output.next = "create_pod_with_volume with the same arguments, without dry_run".to_owned();
+    Ok(output)
 }
 
-fn describe(name: &str, created: bool, record: &PodRecord) -> CreateOutput {
-    let known = &record.known;
-    let proxied = record.wanted.request.ports.iter().any(|port| port.ends_with("/http"));
-    let (state, waiting_for) = match (known.phase, known.status) {
-        (Phase::Placed, Some(PodStatus::Running)) => (CreateState::Running, None),
-        (Phase::Placed, Some(PodStatus::Exited)) => (CreateState::Running, None),
-        (Phase::Placed, status) => {
-            let status = status.unwrap_or(PodStatus::Unknown);
-            (CreateState::Starting, Some(format!("the container to start (the provider says {status:?})")))
-        }
-        (Phase::Unknown, _) => (
-            CreateState::Placing,
-            Some("the create had no clear answer; the pod is looked for by its name and never asked for twice".into()),
-        ),
-        _ => (
-            CreateState::Placing,
-            Some(known.problem.clone().unwrap_or_else(|| "the provider to place the pod".to_owned())),
-        ),
-    };
-    let done = state == CreateState::Running;
-    let again = format!("create_pod_with_volume again with the same arguments, or get_pod {{\"pod\": \"{name}\"}}");
-    let stopped = known.status == Some(PodStatus::Exited);
-    CreateOutput {
-        pod: name.to_owned(),
-        pod_id: known.pod_id.clone(),
-        state,
-        done,
-        created,
-        gpu: known.gpu.clone(),
-        data_center: known.data_center.clone(),
-        price_per_hour: known.pod_id.as_ref().map(|_| cents(known.cost_per_hour)),
-        volume: mounted_volume(Some(record), None),
-        expires_at: record.expires_at(),
-        reserved_usd: cents(record.reserved_usd()),
-        refused: known.attempts.clone(),
-        proxy_url: known
-            .pod_id
-            .as_ref()
-            .filter(|_| proxied)
-            .map(|id| format!("https://{id}-{COMFY_PORT}.proxy.runpod.net")),
-        warning: proxied.then(|| PROXY_WARNING.to_owned()),
-        waiting_for,
-        still_billing: billing_of(record),
-        next: match (done, stopped) {
-            (true, true) => format!("the pod is stopped; terminate_pod {{\"pod\": \"{name}\"}} and create it again"),
-            (true, false) => format!("start_tunnel {{\"pod\": \"{name}\"}}"),
-            (false, _) => again,
-        },
-    }
+/// What stands in the way of a new pod by that name, or makes one needless.
+fn services_join(context: &Context, name: &str, fresh: &PodRecord) -> Result<Option<String>, ToolError> {
+    Ok(context.services.fleet.join(name, fresh)?.map(|found| match found {
+        Ensured::Joined(_) => format!("nothing would be created: there is such a pod `{name}` already"),
+        refused => format!("refused: {}", watch::not_ensured(name, refused).message),
+    }))
 }

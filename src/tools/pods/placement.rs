@@ -1,6 +1,8 @@
 //! Which GPUs to try, in which order: by the catalog's prices and stock, the caller's wishes and the caps.
 
-use crate::fleet::{Candidate, MOST_PRICE_PER_HOUR};
+use super::agree::is_agreed;
+use crate::config::Limits;
+use crate::fleet::Candidate;
 use crate::provider::{Cloud, GpuType, Stock};
 use crate::tools::ToolError;
 
@@ -13,14 +15,28 @@ pub(super) struct Wishes<'a> {
     pub gpu_count: u32,
     pub min_vram_gb: Option<u32>,
     pub max_price_per_hour: Option<f64>,
+    pub confirm_price: Option<f64>,
     pub cloud: Cloud,
-    /// The data center that a volume fixes.
-    pub data_center: Option<&'a str>,
+    /// Any when empty.
+    pub data_centers: &'a [String],
+    /// A volume fixes the data center.
+    pub has_volume: bool,
+    pub limits: &'a Limits,
 }
 
 impl Wishes<'_> {
+    pub fn least_vram(&self) -> u32 {
+        self.min_vram_gb.unwrap_or(if self.gpus.is_empty() { DEFAULT_MIN_VRAM_GB } else { 0 })
+    }
+
+    /// The GPUs that were named, in that order.
+    pub fn named<'c>(&self, catalog: &'c [GpuType]) -> Result<Vec<&'c GpuType>, ToolError> {
+        self.gpus.iter().map(|name| find_gpu(catalog, name)).collect()
+    }
+
     fn most_price(&self) -> f64 {
-        self.max_price_per_hour.unwrap_or(MOST_PRICE_PER_HOUR).min(MOST_PRICE_PER_HOUR)
+        let cap = self.limits.max_price_per_hour;
+        self.max_price_per_hour.unwrap_or(cap).min(cap)
     }
 
     /// USD an hour for the whole pod, where that cloud offers the GPU in that number.
@@ -33,28 +49,32 @@ impl Wishes<'_> {
         price.filter(|price| *price > 0.0 && self.gpu_count <= most).map(|price| price * f64::from(self.gpu_count))
     }
 
-    /// Stock is told for the secure cloud only.
     fn in_stock(&self, gpu: &GpuType) -> bool {
-        match (self.cloud, self.data_center) {
-            (Cloud::Community, _) => true,
-            (Cloud::Secure, None) => gpu.stock != Stock::None,
-            (Cloud::Secure, Some(wanted)) => {
-                gpu.data_centers.iter().any(|(id, stock)| id == wanted && *stock != Stock::None)
-            }
+        if self.data_centers.is_empty() {
+            return gpu.stock != Stock::None;
+        }
+        gpu.data_centers.iter().any(|(id, stock)| self.data_centers.contains(id) && *stock != Stock::None)
+    }
+
+    fn place(&self) -> String {
+        let ids = self.data_centers.join(", ");
+        match (self.data_centers, self.has_volume) {
+            ([], _) => String::new(),
+            (_, true) => format!(" in {ids}, where the volume is"),
+            (_, false) => format!(" in {ids}"),
         }
     }
 }
 
 /// What to try, best first. Named GPUs are tried in their order whatever the stock says, for a refusal costs nothing;
-/// otherwise what is in stock, cheapest first.
+/// otherwise what is in stock, cheapest first, and what needs a person's agreement only when nothing else fits.
 pub(super) fn candidates(catalog: &[GpuType], wishes: &Wishes) -> Result<Vec<Candidate>, ToolError> {
     let most = wishes.most_price();
     let mut considered: Vec<&GpuType> = match wishes.gpus {
         [] => catalog.iter().filter(|gpu| wishes.in_stock(gpu)).collect(),
-        named => named.iter().map(|name| find_gpu(catalog, name)).collect::<Result<_, _>>()?,
+        _ => wishes.named(catalog)?,
     };
-    let least_vram = wishes.min_vram_gb.unwrap_or(if wishes.gpus.is_empty() { DEFAULT_MIN_VRAM_GB } else { 0 });
-    considered.retain(|gpu| gpu.vram_gb >= least_vram);
+    considered.retain(|gpu| gpu.vram_gb >= wishes.least_vram());
     let mut priced: Vec<_> = considered
         .iter()
         .filter_map(|gpu| Some(Candidate { gpu: gpu.id.clone(), price_per_hour: wishes.price(gpu)? }))
@@ -62,20 +82,29 @@ pub(super) fn candidates(catalog: &[GpuType], wishes: &Wishes) -> Result<Vec<Can
     if wishes.gpus.is_empty() {
         priced.sort_by(|a, b| a.price_per_hour.total_cmp(&b.price_per_hour).then_with(|| a.gpu.cmp(&b.gpu)));
     }
-    let affordable: Vec<_> = priced.iter().filter(|candidate| candidate.price_per_hour <= most).cloned().collect();
-    if !affordable.is_empty() {
-        return Ok(affordable);
+    let mut affordable: Vec<_> = priced.iter().filter(|candidate| candidate.price_per_hour <= most).cloned().collect();
+    let agreed = |candidate: &Candidate| is_agreed(candidate.price_per_hour, wishes.confirm_price, wishes.limits);
+    if wishes.gpus.is_empty() && affordable.iter().any(agreed) {
+        affordable.retain(agreed);
     }
-    let place = wishes.data_center.map_or_else(String::new, |id| format!(" in {id}, where the volume is"));
+    if affordable.is_empty() { Err(nothing_fits(&priced, most, wishes)) } else { Ok(affordable) }
+}
+
+fn nothing_fits(priced: &[Candidate], most: f64, wishes: &Wishes) -> ToolError {
+    let place = wishes.place();
     let cheapest = priced.iter().map(|candidate| candidate.price_per_hour).fold(f64::INFINITY, f64::min);
     if cheapest.is_finite() {
-        return Err(ToolError::refused(format!(
+        return ToolError::refused(format!(
             "every GPU that fits{place} costs more than ${most:.2}/h (the cheapest ${cheapest:.2}/h); nothing was created"
         ))
-        .hint(format!("ask for less, or raise max_price_per_hour (the cap is ${MOST_PRICE_PER_HOUR:.2}/h)")));
+        .hint(format!(
+            "ask for less, or raise max_price_per_hour (the cap is ${:.2}/h, limits.max_price_per_hour)",
+            wishes.limits.max_price_per_hour
+        ));
     }
-    Err(ToolError::refused(format!("no GPU with at least {least_vram} GB is in stock{place}; nothing was created"))
-        .hint("see list_gpus with include_unavailable, ask for less memory, name gpus, or use a volume elsewhere"))
+    let least = wishes.least_vram();
+    ToolError::refused(format!("no GPU with at least {least} GB is in stock{place}; nothing was created"))
+        .hint("see list_gpus with include_unavailable, ask for less memory, name gpus, or use a volume elsewhere")
 }
 
 /// An exact id, or a short name that means one GPU.

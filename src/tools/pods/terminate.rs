@@ -188,7 +188,7 @@ fn refuse_foreign(services: &Services, found: &Found, allowed: bool) -> Result<(
 async fn wish_gone(services: &Services, found: &Found) -> (String, Result<String, ToolError>) {
     let written = async {
         if let Some(record) = &found.record {
-            services.fleet.want_gone(&found.name, &record.intent).await?;
+            services.fleet.want_gone(&record.intent).await?;
             return Ok(record.intent.clone());
         }
         let Some(pod) = &found.pod else { return Err(ToolError::not_found("there is no such pod")) };
