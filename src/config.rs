@@ -7,8 +7,6 @@ mod settings;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use crate::state::{self, StateError};
 
 pub use fields::{API_KEY, Field, all as all_fields};
@@ -34,7 +32,7 @@ pub enum ConfigError {
     #[error("{} can't be read: {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
     #[error("{}: `{field}` is {found}, but must be {expected}", path.display())]
-    Field { path: PathBuf, field: &'static str, found: Value, expected: &'static str },
+    Field { path: PathBuf, field: &'static str, found: String, expected: &'static str },
     #[error("{}: {reason}", path.display())]
     Limits { path: PathBuf, reason: String },
     #[error("the home can't be used")]

@@ -60,7 +60,7 @@ impl Field {
                 path: path.to_owned(),
                 field: self.name,
                 // It may be the key, in another type than a text.
-                found: if self.name == API_KEY { Value::from("(hidden)") } else { value.clone() },
+                found: if self.name == API_KEY { "(hidden)".to_owned() } else { value.to_string() },
                 expected: self.expected,
             }),
             _ => Ok(()),

@@ -53,7 +53,7 @@ impl Config {
             None => Map::new(),
             Some(Value::Object(limits)) => limits.clone(),
             Some(found) => {
-                let (found, expected) = (found.clone(), "an object, like {\"max_usd_per_day\": 10}");
+                let (found, expected) = (found.to_string(), "an object, like {\"max_usd_per_day\": 10}");
                 return Err(ConfigError::Field { path: path.to_owned(), field: LIMITS, found, expected });
             }
         };
