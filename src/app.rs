@@ -1,5 +1,7 @@
 //! Wiring: what the user set becomes the services that tools work with. The only place that picks a provider.
 
+mod account;
+mod doctor;
 mod sandbox_home;
 
 use std::path::PathBuf;
@@ -21,6 +23,8 @@ use crate::tools::context::Services;
 use crate::tools::{ErrorKind, ToolError};
 use crate::tunnel::Tunnels;
 
+pub use account::{Account, look_at_account};
+pub use doctor::{Finding, Health, examine};
 pub use sandbox_home::{SandboxFile, check_world, close_world, read_sandbox_file, refuse_real_home};
 
 /// What `main` and the flags decide about the wiring.
@@ -37,12 +41,15 @@ pub struct AppOptions {
 
 /// The home that the environment names, before any sandbox.
 pub fn home(environment: &Environment) -> Result<Home, ToolError> {
-    let root = environment
+    Ok(Home::open(home_folder(environment)?)?)
+}
+
+fn home_folder(environment: &Environment) -> Result<PathBuf, ConfigError> {
+    environment
         .autopod_home
         .clone()
         .or_else(|| environment.user_home.as_ref().map(|home| home.join(".autopod")))
-        .ok_or(ConfigError::NoHome)?;
-    Ok(Home::open(root)?)
+        .ok_or(ConfigError::NoHome)
 }
 
 /// Opens the home, reads the config and puts the services together. Nothing is asked of the network here; with
@@ -58,9 +65,14 @@ pub async fn services(options: &AppOptions) -> Result<Arc<Services>, ToolError> 
     }
     let config = Config::read(&outer)?;
     let key = options.environment.api_key.clone().or_else(|| config.api_key.clone());
-    let origin = options.environment.api_base_url.clone().or_else(|| config.api_base_url.clone());
-    let origin = origin.unwrap_or_else(|| ApiOrigin::default().to_string());
+    let origin = origin(&options.environment, &config);
     wire(outer, config, key, &origin, launcher, options.tethered)
+}
+
+/// Where the provider is: what the environment says, then the config file.
+pub fn origin(environment: &Environment, config: &Config) -> String {
+    let set = environment.api_base_url.clone().or_else(|| config.api_base_url.clone());
+    set.unwrap_or_else(|| ApiOrigin::default().to_string())
 }
 
 /// The services of a home whose provider and key are known.

@@ -79,7 +79,7 @@ impl Config {
 
 /// The fields of a config file as they stand there; `None` when there is no file. An error never repeats the content,
 /// which may be a key.
-pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, ConfigError> {
+pub fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, ConfigError> {
     let Some(bytes) = state::read_file(path)? else { return Ok(None) };
     let unreadable = |reason: String| ConfigError::Unreadable { path: path.to_owned(), reason };
     match serde_json::from_slice(&bytes) {
