@@ -4,6 +4,7 @@ mod account;
 mod doctor;
 mod sandbox_home;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -69,6 +70,14 @@ pub async fn services(options: &AppOptions) -> Result<Arc<Services>, ToolError> 
     wire(outer, config, key, &origin, launcher, options.tethered)
 }
 
+/// What tells one state of the config file from another; `None` while there is no file.
+pub fn config_stamp(options: &AppOptions) -> Option<(u64, i64, i64)> {
+    let outer = Home::unopened(home_folder(&options.environment).ok()?);
+    let home = if options.sandbox { Home::unopened(outer.sandbox()) } else { outer };
+    let metadata = std::fs::metadata(home.config_file()).ok()?;
+    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
+}
+
 /// Where the provider is: what the environment says, then the config file.
 pub fn origin(environment: &Environment, config: &Config) -> String {
     let set = environment.api_base_url.clone().or_else(|| config.api_base_url.clone());
@@ -127,7 +136,8 @@ pub fn timing_for(origin: &str) -> Timing {
 
 impl From<ConfigError> for ToolError {
     fn from(error: ConfigError) -> Self {
-        Self::new(ErrorKind::Setup, chain(&error))
+        let is_input = matches!(error, ConfigError::Value { .. });
+        Self::new(if is_input { ErrorKind::InvalidInput } else { ErrorKind::Setup }, chain(&error))
     }
 }
 

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::Serialize;
 
-use super::{Account, AppOptions, look_at_account, origin, sandbox_home};
+use super::{Account, AppOptions, look_at_account, origin, sandbox_home, timing_for};
 use crate::background::account_of;
 use crate::config::{Config, ConfigError, Home};
 use crate::errors::chain;
@@ -19,8 +19,6 @@ use crate::ssh::Ssh;
 use crate::timing::Timing;
 use crate::tools::{ErrorKind, ToolError};
 
-/// How long the provider may take for all that is asked of it.
-const PROVIDER_ANSWERS_WITHIN: Duration = Duration::from_secs(20);
 const MOST_SKEW_SECONDS: i64 = 60;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -111,11 +109,13 @@ async fn account(access: &Access, is_sandbox: bool) -> Result<Account, Finding> 
             )
         });
     };
-    let asked = tokio::time::timeout(PROVIDER_ANSWERS_WITHIN, look_at_account(&access.origin, key.clone())).await;
+    // As long for all that is asked as for one request otherwise: somebody looks at an empty line meanwhile.
+    let patience = timing_for(&access.origin).http_request;
+    let asked = tokio::time::timeout(patience, look_at_account(&access.origin, key.clone())).await;
     let error = match asked {
         Ok(Ok(account)) => return Ok(account),
         Ok(Err(error)) => error,
-        Err(_) => ToolError::new(ErrorKind::Network, format!("it did not answer within {PROVIDER_ANSWERS_WITHIN:?}")),
+        Err(_) => ToolError::new(ErrorKind::Network, format!("it did not answer within {patience:?}")),
     };
     let found = format!("the key of {} could not be tried at {}: {}", access.key_from, access.origin, error.message);
     let todo = match error.kind {

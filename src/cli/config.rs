@@ -93,8 +93,10 @@ async fn set(args: SetArgs, options: &AppOptions) -> Result<(), ToolError> {
     if field.name == "api_base_url" {
         app::connect(&text, "autopod-mcp").map_err(|error| ToolError::invalid(field.name, error.message))?;
     }
-    output::say(&format!("{} is {value}.", field.name));
-    write(&home, vec![(field, Some(value))])
+    let done = format!("{} is {value}.", field.name);
+    write(&home, vec![(field, Some(value))])?;
+    output::say(&done);
+    Ok(())
 }
 
 fn unset(args: &UnsetArgs, options: &AppOptions) -> Result<(), ToolError> {
@@ -146,7 +148,7 @@ fn redacted(key: &SecretString) -> String {
 
 fn no_way_to_ask(what: &str) -> ToolError {
     ToolError::new(ErrorKind::InvalidInput, what).hint(
-        "set RUNPOD_API_KEY, or give the key on stdin with --key-stdin, or run this on a terminal; keys are made at \
-         https://console.runpod.io/user/settings",
+        "run `autopod-mcp config init` on a terminal, or with RUNPOD_API_KEY set, or as `autopod-mcp config init \
+         --key-stdin < FILE`; keys are made at https://console.runpod.io/user/settings",
     )
 }

@@ -108,7 +108,13 @@ pub(super) fn records(home: &Home) -> Vec<Finding> {
     let results = [
         (home.pods_file(), pods.map(|records| format!("{} pods", records.entries.len()))),
         (home.tunnels_file(), tunnels.map(|records| format!("{} tunnels", records.entries.len()))),
-        (home.home_file(), HomeIdentity::read(home).map(|identity| format!("{} owner", u8::from(identity.is_some())))),
+        (
+            home.home_file(),
+            HomeIdentity::read(home).map(|identity| match identity {
+                Some(identity) => format!("owner {}", identity.owner),
+                None => "no owner yet".to_owned(),
+            }),
+        ),
     ];
     let mut findings = Vec::new();
     let mut readable = Vec::new();
