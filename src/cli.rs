@@ -4,7 +4,9 @@
 //! does (`pod list`, `volume list`) are no files but rows of the table in [`human`].
 
 mod call;
+mod config;
 mod demo;
+mod doctor;
 pub mod human;
 mod keeper;
 mod output;
@@ -57,6 +59,8 @@ enum Command {
     Tools(tools::ToolsArgs),
     Demo(demo::DemoArgs),
     Sandbox(sandbox::SandboxArgs),
+    Config(config::ConfigArgs),
+    Doctor(doctor::DoctorArgs),
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
 }
@@ -101,6 +105,8 @@ fn run(environment: Environment, matches: &ArgMatches) -> Result<u8, ToolError> 
             Command::Tools(args) => tools::run(args),
             Command::Demo(args) => demo::run(args, options.environment, options.program).await,
             Command::Sandbox(args) => sandbox::run(args, &options.environment).await,
+            Command::Config(args) => config::run(args, &options).await,
+            Command::Doctor(args) => doctor::run(args, &options).await,
             Command::Keeper(args) => keeper::run(args, &options.environment, options.program).await,
         }
     });

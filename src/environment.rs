@@ -2,7 +2,7 @@
 //! values are passed in.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
@@ -32,9 +32,10 @@ impl Environment {
     pub fn read() -> Self {
         let text = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let user_home = path("HOME");
         Self {
-            autopod_home: path(AUTOPOD_HOME),
-            user_home: path("HOME"),
+            autopod_home: path(AUTOPOD_HOME).map(|home| expand(home, user_home.as_deref())),
+            user_home,
             api_key: text(RUNPOD_API_KEY).map(|key| SecretString::from(key.trim().to_owned())),
             api_base_url: text(RUNPOD_API_BASE_URL),
             log_filter: text(AUTOPOD_LOG),
@@ -43,5 +44,28 @@ impl Environment {
                 .filter_map(|name| std::env::var_os(name).map(|value| ((*name).to_owned(), value)))
                 .collect(),
         }
+    }
+}
+
+/// `~/` stands for the user's home also where no shell has read the value, as in a client's configuration file.
+fn expand(path: PathBuf, user_home: Option<&Path>) -> PathBuf {
+    match (path.strip_prefix("~"), user_home) {
+        (Ok(below), Some(user_home)) => user_home.join(below),
+        _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_users_own_home_is_expanded() {
+        let expanded = |path: &str| expand(path.into(), Some(Path::new("/home/me")));
+        assert_eq!(expanded("~/pods"), Path::new("/home/me/pods"));
+        assert_eq!(expanded("~"), Path::new("/home/me"));
+        assert_eq!(expanded("~you/pods"), Path::new("~you/pods"));
+        assert_eq!(expanded("/a/~/b"), Path::new("/a/~/b"));
+        assert_eq!(expand("~/pods".into(), None), Path::new("~/pods"));
     }
 }

@@ -24,6 +24,8 @@ const READY: &str = "AUTOPOD_READY";
 const HOLD: &str = "echo AUTOPOD_READY; exec cat >/dev/null";
 const KEY: &str = "id_ed25519";
 const KNOWN_HOSTS: &str = "known_hosts";
+/// How long `ssh -V` may take.
+const VERSION_WITHIN: Duration = Duration::from_secs(5);
 /// What is kept of ssh's stderr to tell why it ended.
 const MOST_STDERR_LINES: usize = 50;
 
@@ -139,6 +141,31 @@ impl Ssh {
         };
         rename(&fresh_public, format!("{KEY}.pub"))?;
         rename(&fresh, KEY.to_owned())
+    }
+
+    /// The version of the client on PATH, once `ssh-keygen` was seen to be there too.
+    pub async fn version(environment: &[(String, OsString)]) -> Result<String, Cause> {
+        let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.clone());
+        let mut folders = std::env::split_paths(path.as_deref().unwrap_or_default());
+        let version = Command::new("ssh")
+            .arg("-V")
+            .env_clear()
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(VERSION_WITHIN, version).await.map_err(|_| Cause::Slow(VERSION_WITHIN))?;
+        let output = output.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Cause::NoSsh,
+            _ => Cause::NotStarted(error.to_string()),
+        })?;
+        if !output.status.success() {
+            return Err(Cause::NotStarted(output.status.to_string()));
+        }
+        if !folders.any(|folder| folder.join("ssh-keygen").is_file()) {
+            return Err(Cause::NotStarted("`ssh-keygen` is not on PATH".to_owned()));
+        }
+        Ok(String::from_utf8_lossy(&output.stderr).trim().to_owned())
     }
 
     fn command(&self, program: &str) -> Command {

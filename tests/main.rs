@@ -3,7 +3,9 @@
 mod bad_input;
 mod comfy_client;
 mod comfy_tools;
+mod config;
 mod demo;
+mod doctor;
 mod faces_answers;
 mod faces_cli;
 mod faces_json_rpc;

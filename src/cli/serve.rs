@@ -1,5 +1,7 @@
 //! `serve`: the server that AI assistants start.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
@@ -47,12 +49,21 @@ pub(super) async fn look_after_keeper(options: AppOptions, services: LazyService
     }
 }
 
-/// The services of these options, wired at the first call.
+/// The services of these options, wired at the first call, and again when the config file has changed: a key or a limit
+/// that the user sets counts from the next call on.
 pub(super) fn lazily(options: AppOptions) -> LazyServices {
     let is_sandbox = options.sandbox;
+    let built_from = Arc::new(Mutex::new(None));
+    let is_stale = {
+        let (options, built_from) = (options.clone(), built_from.clone());
+        move || *built_from.lock().unwrap_or_else(PoisonError::into_inner) != app::config_stamp(&options)
+    };
     let services = LazyServices::new(move || {
         let options = options.clone();
+        // Before the file is read: a change in between is seen at the next call.
+        *built_from.lock().unwrap_or_else(PoisonError::into_inner) = app::config_stamp(&options);
         Box::pin(async move { app::services(&options).await })
     });
+    let services = services.renewed_when(is_stale);
     if is_sandbox { services.checked(app::check_world) } else { services }
 }

@@ -42,7 +42,7 @@ impl Services {
     pub fn provider(&self) -> Result<&Arc<dyn GpuProvider>, ToolError> {
         self.provider.as_ref().ok_or_else(|| {
             ToolError::new(ErrorKind::Setup, "no RunPod API key is set").hint(format!(
-                "set RUNPOD_API_KEY where this server is started, or put {{\"api_key\": \"...\"}} into {} (mode 0600); \
+                "run `autopod-mcp config init`, which keeps it in {}, or set RUNPOD_API_KEY where this server is started; \
                  keys are made at https://console.runpod.io/user/settings. Without an account: start with --sandbox",
                 self.home.config_file().display()
             ))
