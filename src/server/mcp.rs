@@ -4,6 +4,7 @@
 //! Nothing but JSON-RPC goes to the output: one writer puts out whole lines, for rmcp and for the refusals of
 //! [`super::lines`] alike.
 
+mod ask;
 mod progress;
 mod transport;
 
@@ -22,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{LazyServices, catalog};
+use crate::tools::context::{Ask, Progress};
 use crate::tools::{self, Context, TOOLS, ToolError};
+use ask::{Asking, OpenQuestions};
 use progress::ProgressPump;
 use transport::Transport;
 
@@ -64,7 +67,13 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let going_on = TaskTracker::new();
-    let face = Arc::new(Face { services, surroundings, going_on: going_on.clone(), tools: OnceLock::new() });
+    let face = Arc::new(Face {
+        services,
+        surroundings,
+        going_on: going_on.clone(),
+        questions: OpenQuestions::default(),
+        tools: OnceLock::new(),
+    });
     let input_ended = CancellationToken::new();
     let transport = Transport::start(input, output, input_ended.clone());
     tokio::select! {
@@ -105,6 +114,7 @@ struct Face {
     surroundings: Surroundings,
     /// Work that goes on after its answer.
     going_on: TaskTracker,
+    questions: OpenQuestions,
     /// Made when the first client asks for them, after it was greeted.
     tools: OnceLock<Vec<Tool>>,
 }
@@ -160,10 +170,14 @@ impl ServerHandler for Face {
         if let Err(error) = tools::known(&request.name) {
             return Err(ErrorData::new(ErrorCode::INVALID_PARAMS, error.to_string(), None));
         }
-        let arguments = request.arguments.map(Value::Object).unwrap_or_default();
+        let arguments = request.arguments.clone().map(Value::Object).unwrap_or_default();
+        let asking = Asking::of(&request, &arguments, &context, &self.questions);
         let pump = ProgressPump::start(&context);
-        let result = self.call(&request.name, arguments, &pump, context.ct.clone()).await;
+        let result = self.call(&request.name, arguments, asking.ask(), pump.progress(), context.ct.clone()).await;
         pump.finish().await;
+        if let Some(question) = result.as_ref().err().and_then(|error| asking.instead_of(error)) {
+            return Ok(question.into());
+        }
         Ok(match result {
             Ok(answer) => {
                 let mut result = CallToolResult::success(vec![ContentBlock::text(answer.text)]);
@@ -185,16 +199,13 @@ impl Face {
         &self,
         name: &str,
         arguments: Value,
-        pump: &ProgressPump,
+        ask: Ask,
+        progress: Progress,
         cancel: CancellationToken,
     ) -> Result<tools::Answer, ToolError> {
         let services = self.services.get().await?;
-        let context = Context {
-            progress: pump.progress(),
-            cancel,
-            after_answer: Some(self.going_on.clone()),
-            ..Context::new(services)
-        };
+        let after_answer = Some(self.going_on.clone());
+        let context = Context { progress, ask, cancel, after_answer, ..Context::new(services) };
         tools::call(&context, name, arguments).await
     }
 }
