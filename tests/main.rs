@@ -5,6 +5,7 @@ mod comfy_client;
 mod comfy_tools;
 mod demo;
 mod faces_answers;
+mod faces_ask;
 mod faces_cli;
 mod faces_json_rpc;
 mod faces_mcp;
