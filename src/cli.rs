@@ -7,6 +7,7 @@ mod call;
 mod demo;
 pub mod human;
 mod keeper;
+mod offer;
 mod output;
 mod paths;
 mod progress;

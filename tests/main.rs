@@ -9,6 +9,7 @@ mod faces_ask;
 mod faces_cli;
 mod faces_json_rpc;
 mod faces_mcp;
+mod faces_offer;
 mod faces_registry;
 mod faces_support;
 mod hostile;

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{LazyServices, catalog};
 use crate::tools::context::{Ask, Progress};
-use crate::tools::{self, Context, TOOLS, ToolError};
+use crate::tools::{self, Context, Offer, ToolError};
 use ask::{Asking, OpenQuestions};
 use progress::ProgressPump;
 use transport::Transport;
@@ -64,12 +64,14 @@ pub async fn serve(
     output: impl AsyncWrite + Send + Unpin + 'static,
     services: LazyServices,
     surroundings: Surroundings,
+    offer: Offer,
     stop: CancellationToken,
 ) {
     let going_on = TaskTracker::new();
     let face = Arc::new(Face {
         services,
         surroundings,
+        offer,
         going_on: going_on.clone(),
         questions: OpenQuestions::default(),
         tools: OnceLock::new(),
@@ -112,6 +114,7 @@ async fn sessions<W: AsyncWrite + Send + Unpin + 'static>(face: Arc<Face>, trans
 struct Face {
     services: LazyServices,
     surroundings: Surroundings,
+    offer: Offer,
     /// Work that goes on after its answer.
     going_on: TaskTracker,
     questions: OpenQuestions,
@@ -119,10 +122,10 @@ struct Face {
     tools: OnceLock<Vec<Tool>>,
 }
 
-fn published_tools() -> Vec<Tool> {
+fn published_tools(offer: &Offer) -> Vec<Tool> {
     let read = |tool| serde_json::from_value::<Tool>(catalog::entry(tool));
-    TOOLS
-        .iter()
+    offer
+        .tools()
         .filter_map(|tool| {
             read(tool).inspect_err(|error| tracing::error!(tool = tool.name, %error, "can't be published")).ok()
         })
@@ -135,10 +138,7 @@ impl ServerHandler for Face {
             .with_server_info(
                 Implementation::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")).with_title("autopod"),
             )
-            .with_instructions(match self.surroundings {
-                Surroundings::RunPod => INSTRUCTIONS.to_owned(),
-                Surroundings::Sandbox => format!("{INSTRUCTIONS}{SANDBOX_INSTRUCTIONS}"),
-            })
+            .with_instructions(self.instructions())
     }
 
     async fn list_tools(
@@ -167,7 +167,7 @@ impl ServerHandler for Face {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        if let Err(error) = tools::known(&request.name) {
+        if let Err(error) = self.offer.find(&request.name) {
             return Err(ErrorData::new(ErrorCode::INVALID_PARAMS, error.to_string(), None));
         }
         let arguments = request.arguments.clone().map(Value::Object).unwrap_or_default();
@@ -191,8 +191,23 @@ impl ServerHandler for Face {
 }
 
 impl Face {
+    fn instructions(&self) -> String {
+        let mut text = INSTRUCTIONS.to_owned();
+        if !self.offer.is_everything() {
+            let names: Vec<_> = self.offer.tools().map(|tool| tool.name).collect();
+            text.push_str(&format!(
+                "\nThis server was started with a choice of its tools. Of those named above it offers no others than: {}.",
+                names.join(", ")
+            ));
+        }
+        if self.surroundings == Surroundings::Sandbox {
+            text.push_str(SANDBOX_INSTRUCTIONS);
+        }
+        text
+    }
+
     fn tools(&self) -> &[Tool] {
-        self.tools.get_or_init(published_tools)
+        self.tools.get_or_init(|| published_tools(&self.offer))
     }
 
     async fn call(
@@ -205,7 +220,8 @@ impl Face {
     ) -> Result<tools::Answer, ToolError> {
         let services = self.services.get().await?;
         let after_answer = Some(self.going_on.clone());
-        let context = Context { progress, ask, cancel, after_answer, ..Context::new(services) };
+        let read_only = self.offer.is_read_only();
+        let context = Context { progress, ask, cancel, read_only, after_answer, ..Context::new(services) };
         tools::call(&context, name, arguments).await
     }
 }
