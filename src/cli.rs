@@ -3,6 +3,7 @@
 //! Each command is one file here: its arguments, their help and its `run`. Commands for people that do what a tool
 //! does (`pod list`, `volume list`) are no files but rows of the table in [`human`].
 
+mod ask;
 mod call;
 mod demo;
 pub mod human;

@@ -12,6 +12,7 @@ mod faces_mcp;
 mod faces_offer;
 mod faces_registry;
 mod faces_support;
+mod faces_terminal;
 mod hostile;
 mod imports;
 mod keeper_create;
