@@ -3,12 +3,14 @@
 //! Each command is one file here: its arguments, their help and its `run`. Commands for people that do what a tool
 //! does (`pod list`, `volume list`) are no files but rows of the table in [`human`].
 
+mod ask;
 mod call;
 mod config;
 mod demo;
 mod doctor;
 pub mod human;
 mod keeper;
+mod offer;
 mod output;
 mod paths;
 mod progress;

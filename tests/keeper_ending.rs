@@ -180,7 +180,8 @@ async fn two_homes_on_one_account_leave_each_others_pods_alone() {
     assert_eq!(status, 201, "{stranger}");
     let refused = house.call("terminate_pod", json!({ "pod": stranger["id"] })).await;
     assert_eq!(refused.code, 4, "{refused:?}");
-    let done = house.ok("terminate_pod", json!({ "pod": stranger["id"], "allow_unmanaged": true })).await;
+    let id = &stranger["id"];
+    let done = house.ok("terminate_pod", json!({ "pod": id, "allow_unmanaged": true, "confirm_pod_id": id })).await;
     assert_eq!(done["done"], true, "{done}");
     house.end_processes();
     house.home = first_home;

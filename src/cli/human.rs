@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::progress::Bar;
 use super::signals::interruptible;
-use super::{output, paths, render};
+use super::{ask, output, paths, render};
 use crate::app::{self, AppOptions};
 use crate::timing::WAIT_DEFAULT_SECONDS;
 use crate::tools::{self, Answer, Context, StillBilling, ToolDef, ToolError};
@@ -143,7 +143,8 @@ pub async fn run(options: &AppOptions, row: &'static Row, matches: &ArgMatches) 
     let (last_tool, answer) = {
         let bar = Bar::start();
         interruptible(async {
-            let context = Context { progress: bar.progress(), ..Context::new(app::services(options).await?) };
+            let (progress, ask) = (bar.progress(), ask::at_terminal(&bar));
+            let context = Context { progress, ask, ..Context::new(app::services(options).await?) };
             until_done(|tool, arguments| tools::call(&context, tool.name, arguments), tool, arguments, timeout).await
         })
         .await?

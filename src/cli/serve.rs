@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::offer::OfferArgs;
 use super::signals::Signals;
 use crate::app::{self, AppOptions};
 use crate::server::LazyServices;
@@ -16,15 +17,19 @@ use crate::tools::ToolError;
 ///
 /// It ends when stdin does.
 #[derive(Debug, Args)]
-pub(super) struct ServeArgs {}
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    offer: OfferArgs,
+}
 
-pub(super) async fn run(options: AppOptions, _args: ServeArgs) -> Result<u8, ToolError> {
+pub(super) async fn run(options: AppOptions, args: ServeArgs) -> Result<u8, ToolError> {
+    let offer = args.offer.chosen()?;
     let mut signals = Signals::listen()?;
     let stop = CancellationToken::new();
     let services = lazily(options.clone());
     let surroundings = if options.sandbox { Surroundings::Sandbox } else { Surroundings::RunPod };
     tokio::spawn(look_after_keeper(options, services.clone()));
-    let serving = mcp::serve(tokio::io::stdin(), tokio::io::stdout(), services, surroundings, stop.clone());
+    let serving = mcp::serve(tokio::io::stdin(), tokio::io::stdout(), services, surroundings, offer, stop.clone());
     tokio::pin!(serving);
     tokio::select! {
         () = &mut serving => Ok(0),

@@ -153,6 +153,9 @@ pub struct Context {
     /// Asks the person behind the call.
     pub ask: Ask,
     pub cancel: CancellationToken,
+    /// Whether the server was started to read only. A tool that reads then opens nothing on its way either, such as a
+    /// tunnel.
+    pub read_only: bool,
     /// Work that goes on after the answer; `None` where the process ends with the answer.
     pub after_answer: Option<TaskTracker>,
 }
@@ -165,6 +168,7 @@ impl Context {
             progress: Progress::none(),
             ask: Ask::cannot(),
             cancel: CancellationToken::new(),
+            read_only: false,
             after_answer: None,
         }
     }
