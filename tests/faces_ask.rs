@@ -1,6 +1,7 @@
 //! A question to the person behind a call: ending a pod that nobody of us made asks first, through every face that can.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rmcp::model::{
     CallToolRequestParams, ClientCapabilities, ClientConfig, ElicitRequestParams, ElicitResult, ElicitationAction,
@@ -148,7 +149,9 @@ async fn an_open_question_holds_up_nothing_and_is_taken_back() {
     let listed = server.ask(3, "tools/call", json!({"name": "list_pods", "arguments": {}})).await;
     assert_eq!(listed["result"]["structuredContent"]["pods"][0]["pod_id"], json!(id), "{listed}");
     server.send(json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 2}})).await;
+    let cancelled = Instant::now();
     let withdrawn = server.receive().await;
+    assert!(cancelled.elapsed() < Duration::from_secs(20), "it was taken back only when its time was up");
     assert_eq!((&withdrawn["method"], &withdrawn["params"]["requestId"]), (&json!("notifications/cancelled"), &asked));
     // A yes that comes too late is one to nothing.
     let yes = json!({"action": "accept", "content": {"confirm": true}});
