@@ -1,7 +1,8 @@
 //! argv, environment and stdio in; an exit code out. The only module that touches them.
 //!
 //! Each command is one file here: its arguments, their help and its `run`. Commands for people that do what a tool
-//! does (`pod list`, `volume list`) are no files but rows of the table in [`human`].
+//! does (`pod list`, `volume list`) are no files but rows of the table in [`human`]; what no tool does stands beside them
+//! in their groups ([`pod`]).
 
 mod ask;
 mod call;
@@ -13,6 +14,7 @@ mod keeper;
 mod offer;
 mod output;
 mod paths;
+pub mod pod;
 mod progress;
 pub mod render;
 mod rpc;
@@ -97,6 +99,9 @@ fn run(environment: Environment, matches: &ArgMatches) -> Result<u8, ToolError> 
         .build()
         .map_err(|error| ToolError::new(ErrorKind::Setup, format!("no threads can be started: {error}")))?;
     let result = runtime.block_on(async {
+        if let Some(command) = pod::find(matches)? {
+            return pod::run(&options, command).await;
+        }
         if let Some((row, matches)) = human::find(matches) {
             return human::run(&options, row, matches).await;
         }

@@ -14,8 +14,9 @@ pub const RUNPOD_API_KEY: &str = "RUNPOD_API_KEY";
 pub const RUNPOD_API_BASE_URL: &str = "RUNPOD_API_BASE_URL";
 /// A filter for the log on stderr, in `tracing`'s syntax; `warn` when unset.
 pub const AUTOPOD_LOG: &str = "AUTOPOD_LOG";
-/// What background processes and ssh may see: where the user's agent listens, who the user is, how much to log.
-const FOR_CHILDREN: [&str; 6] = ["PATH", "HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK", AUTOPOD_LOG];
+/// What background processes and ssh may see: where the user's agent listens, who the user is, what
+/// terminal a shell in a pod is to be drawn on, how much to log.
+const FOR_CHILDREN: [&str; 7] = ["PATH", "HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK", "TERM", AUTOPOD_LOG];
 
 #[derive(Debug, Clone, Default)]
 pub struct Environment {

@@ -5,6 +5,7 @@
 //! the network of another. A guard process (`keeper/guard.rs`) starts the worker again when it dies.
 
 pub mod guard;
+pub mod inside;
 mod pod_task;
 mod socket;
 mod tunnel_task;
@@ -99,6 +100,7 @@ struct Keeper {
 pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
     let Some(lock) = take_keeper_lock(&options.home).await? else { return Ok(Ended::Another) };
     state::sweep_temporary_files(options.home.root());
+    state::sweep_temporary_files(&options.home.ssh());
     let account = options.key.as_ref().map(|key| account_of(&options.origin, key));
     let provider = options.key.map(|key| (options.connect)(key));
     let keeper = Arc::new(Keeper {

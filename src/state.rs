@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use fs2::FileExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -145,8 +146,7 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
 
 fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), StateError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    make_private_folder(folder)?;
-    let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map_err(io(path, "written"))?;
+    let mut temporary = temporary_file(folder)?;
     temporary.write_all(bytes).map_err(io(path, "written"))?;
     if durable {
         temporary.as_file().sync_all().map_err(io(path, "written"))?;
@@ -156,6 +156,12 @@ fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), StateError> {
         return Ok(());
     }
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder, "synced"))
+}
+
+/// A file of its own that goes with the value, or is swept later when its process was killed.
+pub fn temporary_file(folder: &Path) -> Result<NamedTempFile, StateError> {
+    make_private_folder(folder)?;
+    tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map_err(io(folder, "written"))
 }
 
 /// Removes what writers that were killed left behind. One that writes at this moment is younger than a minute.

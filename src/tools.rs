@@ -30,6 +30,7 @@ use crate::errors::harmless;
 pub use context::Context;
 pub use error::{ErrorKind, StillBilling, ToolError};
 pub use offer::{Offer, Toolset};
+pub use pods::reach_pod;
 pub use schema::PATH_MARK;
 
 /// What a call does to the world; the annotations of every face follow from it.

@@ -10,12 +10,12 @@ mod rows;
 
 use std::time::{Duration, Instant};
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::progress::Bar;
 use super::signals::interruptible;
-use super::{ask, output, paths, render};
+use super::{ask, output, paths, pod, render};
 use crate::app::{self, AppOptions};
 use crate::timing::WAIT_DEFAULT_SECONDS;
 use crate::tools::{self, Answer, Context, StillBilling, ToolDef, ToolError};
@@ -73,7 +73,7 @@ pub fn add_commands(mut program: Command) -> Command {
             }
         }
     }
-    program
+    program.subcommands(pod::aliases())
 }
 
 /// Gives a group its verbs, and an alias of one word its flags.
@@ -91,7 +91,7 @@ fn fill(mut command: Command) -> Command {
             };
         }
     }
-    command
+    if name == pod::GROUP { pod::PodCommand::augment_subcommands(command) } else { command }
 }
 
 fn add_flags(command: Command, row: &Row) -> Command {
