@@ -28,7 +28,14 @@ pub struct Tested {
 }
 
 pub fn options(folder: &TempDir, clock: ClockMode) -> SandboxOptions {
-    SandboxOptions { listen: HERE, folder: folder.path().join("sandbox"), clock, comfyui: None, idle_limit: None }
+    SandboxOptions {
+        listen: HERE,
+        folder: folder.path().join("sandbox"),
+        clock,
+        comfyui: None,
+        idle_limit: None,
+        namespaces: true,
+    }
 }
 
 pub fn client() -> Client {

@@ -103,6 +103,7 @@ impl World {
             volume,
             authorized_keys: pod.public_key().to_owned(),
             env,
+            namespaces: self.namespaces,
             comfyui: self.comfyui.clone(),
             gpu_name: pod.config.gpu.id.to_owned(),
             vram_gb: pod.config.gpu.memory_gb,
