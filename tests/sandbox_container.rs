@@ -76,6 +76,7 @@ impl Pod {
     fn spec(home: &TempDir, authorized_keys: String) -> ContainerSpec {
         ContainerSpec {
             pod_id: "pod123".into(),
+            address: Ipv4Addr::LOCALHOST,
             folder: home.path().join("disk"),
             volume: None,
             authorized_keys,

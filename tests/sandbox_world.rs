@@ -5,7 +5,9 @@ mod contract;
 mod faults;
 mod inside;
 mod life;
+mod mishaps;
 mod strictness;
+mod templates;
 
 use std::net::SocketAddr;
 use std::time::Duration;

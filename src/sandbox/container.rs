@@ -40,6 +40,8 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 pub struct ContainerSpec {
     /// Named in every entry of the event log.
     pub pod_id: String,
+    /// Where its ports are on this machine; a loopback address.
+    pub address: Ipv4Addr,
     /// The container's disk: made when missing, removed by [`Container::stop`].
     pub folder: PathBuf,
     /// Host folder of the network volume and its mount path inside.
@@ -72,7 +74,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// Makes the disk and reserves the SSH port on 127.0.0.1. Nothing answers yet.
+    /// Makes the disk and reserves the SSH port. Nothing answers yet.
     pub async fn start(spec: ContainerSpec) -> io::Result<Container> {
         for folder in ["input", "output", "temp"] {
             tokio::fs::create_dir_all(spec.folder.join("ComfyUI").join(folder)).await?;
@@ -80,7 +82,7 @@ impl Container {
         // Mount points are compared with it, so it has to be the one real path.
         let spec = ContainerSpec { folder: tokio::fs::canonicalize(&spec.folder).await?, ..spec };
         let socket = TcpSocket::new_v4()?;
-        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        socket.bind((spec.address, 0).into())?;
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         Ok(Container {

@@ -40,6 +40,9 @@ impl World {
     }
 
     async fn step(&self, pod: &mut Pod, at: Timestamp) -> io::Result<Stage> {
+        if pod.fails_at.take_if(|stage| *stage == pod.stage).is_some() {
+            return Err(io::Error::other("the machine failed"));
+        }
         match pod.stage {
             Stage::Allocating => {
                 pod.has_machine = true;
@@ -99,6 +102,7 @@ impl World {
         env.insert("RUNPOD_GPU_COUNT".to_owned(), pod.config.gpu_count.to_string());
         Ok(ContainerSpec {
             pod_id: pod.id.clone(),
+            address: pod.address,
             folder,
             volume,
             authorized_keys: pod.public_key().to_owned(),
@@ -123,7 +127,7 @@ impl World {
 
     pub async fn stop_pod(&self, pod: &mut Pod, at: Timestamp) {
         self.close_container(pod).await;
-        pod.meter.stop(at);
+        pod.charge_stopped(at);
         pod.restarting = false;
         pod.log(at, "system", "stop container");
         pod.enter(Stage::Stopped, at);

@@ -162,10 +162,11 @@ impl State {
         })
     }
 
-    pub fn add_pod(&mut self, config: PodConfig, now: Timestamp) -> &Pod {
+    pub fn add_pod(&mut self, config: PodConfig, now: Timestamp) -> &mut Pod {
         let id = new_id(14);
         self.pods.push(Pod::new(id, config, new_key(), now));
-        &self.pods[self.pods.len() - 1]
+        let last = self.pods.len() - 1;
+        &mut self.pods[last]
     }
 }
 
