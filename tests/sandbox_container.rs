@@ -77,6 +77,7 @@ impl Pod {
         ContainerSpec {
             pod_id: "pod123".into(),
             address: Ipv4Addr::LOCALHOST,
+            former_port: None,
             folder: home.path().join("disk"),
             volume: None,
             authorized_keys,

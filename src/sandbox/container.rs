@@ -42,6 +42,8 @@ pub struct ContainerSpec {
     pub pod_id: String,
     /// Where its ports are on this machine; a loopback address.
     pub address: Ipv4Addr,
+    /// The SSH port it must not have: that of the pod's start before, since each start has another.
+    pub former_port: Option<u16>,
     /// The container's disk: made when missing, removed by [`Container::stop`].
     pub folder: PathBuf,
     /// Host folder of the network volume and its mount path inside.
@@ -81,8 +83,13 @@ impl Container {
         }
         // Mount points are compared with it, so it has to be the one real path.
         let spec = ContainerSpec { folder: tokio::fs::canonicalize(&spec.folder).await?, ..spec };
-        let socket = TcpSocket::new_v4()?;
-        socket.bind((spec.address, 0).into())?;
+        let mut socket = free_port(spec.address)?;
+        while Some(socket.local_addr()?.port()) == spec.former_port {
+            // While it is held, the next one is another.
+            let former = socket;
+            socket = free_port(spec.address)?;
+            drop(former);
+        }
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         Ok(Container {
@@ -171,6 +178,12 @@ impl Container {
             Err(error) => tracing::error!(pod = self.spec.pod_id, %error, "the container's folder was not removed"),
         }
     }
+}
+
+fn free_port(address: Ipv4Addr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((address, 0).into())?;
+    Ok(socket)
 }
 
 impl Drop for Container {

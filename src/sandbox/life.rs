@@ -51,6 +51,7 @@ impl World {
             }
             Stage::Starting => {
                 let container = Container::start(self.container_spec(pod)?).await?;
+                pod.ssh_port = Some(container.ssh_port());
                 pod.container = Some(Arc::new(container));
                 pod.container_starts += 1;
                 if !pod.restarting {
@@ -103,6 +104,7 @@ impl World {
         Ok(ContainerSpec {
             pod_id: pod.id.clone(),
             address: pod.address,
+            former_port: pod.ssh_port,
             folder,
             volume,
             authorized_keys: pod.public_key().to_owned(),

@@ -92,6 +92,8 @@ pub struct Pod {
     pub has_machine: bool,
     pub restarting: bool,
     pub container: Option<Arc<Container>>,
+    /// The SSH port of its latest container.
+    pub ssh_port: Option<u16>,
     /// How often a container was started.
     pub container_starts: u32,
     /// What earlier containers of this pod had logged.
@@ -121,6 +123,7 @@ impl Pod {
             has_machine: false,
             restarting: false,
             container: None,
+            ssh_port: None,
             container_starts: 0,
             past_events: Vec::new(),
             meter: Meter::default(),
