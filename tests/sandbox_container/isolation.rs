@@ -64,7 +64,7 @@ async fn what_is_mounted_below_a_lent_folder_is_read_only_too() {
         return;
     }
     // Namespaces within namespaces: there something can be mounted in /usr without harm to this machine.
-    let script = r#"set -e; mount -t tmpfs none /usr/games; touch /usr/games/before; exec "$0" sandbox --manual-clock"#;
+    let script = r#"set -e; mount -t tmpfs -o noexec none /usr/games; touch /usr/games/before; exec "$0" sandbox --manual-clock"#;
     let mut world = Process::start(&["unshare", "-Urm", "sh", "-c", script, PROGRAM]).await;
     let ssh = world.pod().await;
     let output = finish(ssh.command().arg("ls /usr/games; touch /usr/games/after").stdin(Stdio::null())).await;

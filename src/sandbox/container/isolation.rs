@@ -35,6 +35,8 @@ const HOME: &str = "/root";
 const INIT: &str = include_str!("isolation/init.sh");
 /// What the kernel needs to end every process of a pod; above it something is wrong.
 const ENDING: Duration = Duration::from_secs(5);
+/// A mount can hang, on a network file system that is gone.
+const PREPARING: Duration = Duration::from_secs(10);
 /// On the disk while the namespaces are made.
 const FSTAB: &str = ".fstab";
 const MOST_COMPLAINT: u64 = 4096;
@@ -157,7 +159,9 @@ impl Init {
         let mut child = command.spawn().map_err(failed)?;
         let mut line = String::new();
         if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut line).await.map_err(failed)?;
+            let mut stdout = BufReader::new(stdout);
+            let answer = tokio::time::timeout(PREPARING, stdout.read_line(&mut line));
+            answer.await.map_err(|_| Refusal("preparing the pod takes too long".into()))?.map_err(failed)?;
         }
         // It names folders of this machine, which are no business of the pod's.
         let _ = tokio::fs::remove_file(fstab).await;

@@ -6,9 +6,11 @@ shift 7
 # A root must be a mount of its own before it can be changed to.
 "$mount" -n --rbind "$root" "$root"
 "$mount" -n -a -T "$fstab"
-# What the machine has mounted below the folders it lends came along writable.
+# What the machine has mounted below the folders it lends came along writable. A mount that forbids execution has to
+# keep that.
 for below in "$@"; do
-  "$mount" -n -o remount,bind,ro,nosuid,nodev "$root$below"
+  "$mount" -n -o remount,bind,ro,nosuid,nodev "$root$below" 2>/dev/null ||
+    "$mount" -n -o remount,bind,ro,nosuid,nodev,noexec "$root$below"
 done
 cd "$root"
 "$pivot_root" . .

@@ -32,7 +32,7 @@ impl Root {
         if let Some((host_folder, path)) = volume {
             let mount_point = disk.join(inside(path)?);
             fs::create_dir_all(&mount_point)?;
-            root.mount(host_folder, &mount_point, "rbind,nosuid,nodev");
+            root.mount(host_folder, &mount_point, "rbind");
         }
         for folder in LENT {
             root.lend(disk, Path::new(folder))?;
