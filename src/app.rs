@@ -96,7 +96,7 @@ pub fn wire(
     let origin: ApiOrigin = origin.parse()?;
     let origin = origin.to_string();
     let timing = timing_for(&origin);
-    let connect = connect(&home, &origin, "autopod-mcp")?;
+    let connect = connect(Some(&home), &origin, "autopod-mcp")?;
     Ok(Arc::new(Services {
         fleet: Fleet::new(&home, &timing),
         audit: Audit::new(&home),
@@ -110,12 +110,12 @@ pub fn wire(
     }))
 }
 
-/// How a key becomes a provider whose rate budget all processes of the home share. `program` names who asks, in the
+/// How a key becomes a provider whose rate budget all processes of the home share; without a home one of its own. `program` names who asks, in the
 /// User-Agent.
-pub fn connect(home: &Home, origin: &str, program: &'static str) -> Result<Connect, ToolError> {
+pub fn connect(home: Option<&Home>, origin: &str, program: &'static str) -> Result<Connect, ToolError> {
     let origin: ApiOrigin = origin.parse()?;
     let timing = timing_for(&origin.to_string());
-    let budget = SharedBudget { file: home.rate_limit_file(), lock: home.lock("rate-limit") };
+    let budget = home.map(|home| SharedBudget { file: home.rate_limit_file(), lock: home.lock("rate-limit") });
     Ok(Arc::new(move |key| {
         let timeouts = RunPodTimeouts {
             connect: timing.http_connect,
@@ -124,7 +124,7 @@ pub fn connect(home: &Home, origin: &str, program: &'static str) -> Result<Conne
             ..RunPodTimeouts::default()
         };
         let user_agent = format!("{program}/{}", env!("CARGO_PKG_VERSION"));
-        let options = RunPodOptions { origin: origin.clone(), key, user_agent, timeouts, budget: Some(budget.clone()) };
+        let options = RunPodOptions { origin: origin.clone(), key, user_agent, timeouts, budget: budget.clone() };
         Arc::new(RunPod::new(options)) as Arc<dyn GpuProvider>
     }))
 }

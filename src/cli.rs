@@ -74,6 +74,9 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let environment = Environment::read();
     start_log(environment.log_filter.as_deref());
+    if let Some(order) = &environment.die_at {
+        crate::steps::arm(order);
+    }
     let matches = match human::add_commands(Cli::command()).try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {

@@ -14,9 +14,12 @@ pub const RUNPOD_API_KEY: &str = "RUNPOD_API_KEY";
 pub const RUNPOD_API_BASE_URL: &str = "RUNPOD_API_BASE_URL";
 /// A filter for the log on stderr, in `tracing`'s syntax; `warn` when unset.
 pub const AUTOPOD_LOG: &str = "AUTOPOD_LOG";
-/// What background processes and ssh may see: where the user's agent listens, who the user is, what
-/// terminal a shell in a pod is to be drawn on, how much to log.
-const FOR_CHILDREN: [&str; 7] = ["PATH", "HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK", "TERM", AUTOPOD_LOG];
+/// For tests: `STEP=FILE` kills the process that first comes to that step, see [`crate::steps`].
+pub const AUTOPOD_DIE_AT: &str = "AUTOPOD_DIE_AT";
+/// What background processes and ssh may see: where the user's agent listens, who the user is, what terminal a shell in
+/// a pod is to be drawn on, how much to log.
+const FOR_CHILDREN: [&str; 8] =
+    ["PATH", "HOME", "USER", "LOGNAME", "SSH_AUTH_SOCK", "TERM", AUTOPOD_LOG, AUTOPOD_DIE_AT];
 
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -25,6 +28,7 @@ pub struct Environment {
     pub api_key: Option<SecretString>,
     pub api_base_url: Option<String>,
     pub log_filter: Option<String>,
+    pub die_at: Option<String>,
     /// The cleared environment that ssh and the keeper get.
     pub for_children: Vec<(String, OsString)>,
 }
@@ -40,6 +44,7 @@ impl Environment {
             api_key: text(RUNPOD_API_KEY).map(|key| SecretString::from(key.trim().to_owned())),
             api_base_url: text(RUNPOD_API_BASE_URL),
             log_filter: text(AUTOPOD_LOG),
+            die_at: text(AUTOPOD_DIE_AT),
             for_children: FOR_CHILDREN
                 .iter()
                 .filter_map(|name| std::env::var_os(name).map(|value| ((*name).to_owned(), value)))

@@ -16,7 +16,7 @@
 //! - [`runpod`]: RunPod behind the trait of [`provider`], which names no provider.
 //! - [`sandbox`]: a RunPod with SSH and ComfyUI on loopback.
 //! - Leaves, which anyone may import: [`state`] (locks and JSON files), [`background`] (processes of ours, and the
-//!   keeper's client), [`config`] (the home and its settings), [`environment`], [`timing`], [`errors`].
+//!   keeper's client), [`config`] (the home and its settings), [`environment`], [`timing`], [`errors`], [`steps`] (where a test kills us).
 //!
 //! Start reading at [`tools`], then [`keeper`].
 //!
@@ -43,6 +43,7 @@ pub mod sandbox;
 pub mod server;
 pub mod ssh;
 pub mod state;
+pub mod steps;
 pub mod timing;
 pub mod tools;
 pub mod tunnel;

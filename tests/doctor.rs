@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use autopod_mcp::config::Limits;
 use autopod_mcp::fleet::Phase;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
@@ -140,10 +141,10 @@ async fn money_that_nobody_looks_after_is_named_with_the_call_that_ends_it() {
     for (name, phase) in [("lost", Phase::Unknown), ("late", Phase::Placed)] {
         let record = house.wish(SignedDuration::from_mins(30));
         let intent = record.intent.clone();
-        house.fleet().ensure(name, record).await.expect("a record");
+        house.fleet().ensure(name, record, &Limits::default()).await.expect("a record");
         house
             .fleet()
-            .know(name, &intent, move |record| {
+            .know(&intent, move |record| {
                 record.known.phase = phase;
                 if phase == Phase::Placed {
                     record.known.pod_id = Some("p0d".to_owned());

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sandbox", &[]),
 ];
 
-const LEAVES: &[&str] = &["state", "background", "config", "environment", "errors", "timing"];
+const LEAVES: &[&str] = &["state", "background", "config", "environment", "errors", "steps", "timing"];
 
 #[test]
 fn modules_import_only_what_lies_below_them() {

@@ -264,7 +264,8 @@ async fn what_is_not_shown_yet_is_not_proven_gone() {
     let house = House::hurried().await;
     let id = house.create("young").await;
     let key = house.sandbox.key().to_owned().into();
-    let provider = autopod_mcp::app::connect(&house.home(), &house.origin(), "autopod-mcp").expect("a provider")(key);
+    let provider =
+        autopod_mcp::app::connect(Some(&house.home()), &house.origin(), "autopod-mcp").expect("a provider")(key);
     house.fault(json!({ "operation": "deletePod", "kind": "status_before", "status": 404 })).await;
     house.fault(json!({ "operation": "getPod", "kind": "status_before", "status": 404, "times": 20 })).await;
     house.fault(json!({ "operation": "listPods", "kind": "lagging_list", "seconds": 100_000, "times": 20 })).await;

@@ -17,7 +17,7 @@ pub struct Account {
 /// Asks the provider with this key. Only an answer proves it: an error says that nothing was learned, or that the key
 /// was refused.
 pub async fn look_at_account(origin: &str, key: SecretString) -> Result<Account, ToolError> {
-    let provider = connect(origin, "autopod-mcp")?(key);
+    let provider = connect(None, origin, "autopod-mcp")?(key);
     let pods = provider.pods().await?;
     let volumes = match provider.volumes().await {
         Ok(volumes) => Some(volumes.value),

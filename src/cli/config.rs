@@ -91,7 +91,7 @@ async fn set(args: SetArgs, options: &AppOptions) -> Result<(), ToolError> {
     let text = args.value.ok_or_else(|| ToolError::invalid(field.name, format!("expected {}", field.expected)))?;
     let value = field.parse(&text)?;
     if field.name == "api_base_url" {
-        app::connect(&text, "autopod-mcp").map_err(|error| ToolError::invalid(field.name, error.message))?;
+        app::connect(None, &text, "autopod-mcp").map_err(|error| ToolError::invalid(field.name, error.message))?;
     }
     let done = format!("{} is {value}.", field.name);
     write(&home, vec![(field, Some(value))])?;

@@ -80,7 +80,7 @@ fn pod(name: &str, record: &PodRecord, now: Timestamp) -> Vec<Finding> {
             "whether a pod was made for `{name}` (intent {}, {}) is not known; up to ${:.2} are reserved for it until {}",
             record.intent,
             record.cloud_name(name),
-            record.reserved_usd(),
+            record.reserved_usd(Timestamp::now()),
             record.expires_at(),
         );
         findings.push(Finding::fail(
