@@ -23,11 +23,12 @@ const BUFFER: usize = 64 * 1024;
 /// The exit code by which our scripts tell that there is no such file.
 const NOT_FOUND: i32 = 44;
 /// Words: where to, the name if that is a folder, how many bytes come, the mode. A connection that is lost looks to
-/// `cat` like the end of the file, so the bytes are counted.
+/// `cat` like the end of the file, so the bytes are counted. Nor may it end the shell, which has half a file to remove.
 const RECEIVE_FILE: &str = r#"
 to=$1
 if [ -d "$to" ]; then to=${to%/}/$2; fi
 new=$to.autopod-$$
+trap '' HUP PIPE
 trap 'rm -f -- "$new"' EXIT
 cat >"$new" || exit 1
 came=$(($(wc -c <"$new")))
