@@ -12,14 +12,64 @@ const ROW: Row = Row {
     positional: None,
     fixed: "{}",
     aliases: &[],
+    without: &[],
+    about: "",
     render: |answer| answer.to_string(),
     succeeded: |_| true,
 };
 
 pub static ROWS: &[Row] = &[
-    Row { path: "pod list", tool: "list_pods", aliases: &["pod ls", "ls", "ps"], render: pods, ..ROW },
+    Row {
+        path: "pod list",
+        tool: "list_pods",
+        fixed: r#"{"format": "detailed"}"#,
+        aliases: &["pod ls", "ls", "ps"],
+        render: pods,
+        ..ROW
+    },
     Row { path: "pod info", tool: "get_pod", positional: Some("pod"), aliases: &["info"], render: pod, ..ROW },
     Row { path: "pod create", tool: "create_pod_with_volume", positional: Some("name"), render: created_pod, ..ROW },
+    Row {
+        path: "pod start",
+        tool: "control_pod",
+        positional: Some("pod"),
+        fixed: r#"{"action": "start"}"#,
+        aliases: &["start"],
+        without: &["minutes"],
+        about: "Start a stopped pod",
+        render: controlled_pod,
+        ..ROW
+    },
+    Row {
+        path: "pod stop",
+        tool: "control_pod",
+        positional: Some("pod"),
+        fixed: r#"{"action": "stop"}"#,
+        aliases: &["stop"],
+        without: &["minutes", "confirm_price"],
+        about: "Stop a pod: its GPU costs nothing then, and its disk is wiped",
+        render: controlled_pod,
+        ..ROW
+    },
+    Row {
+        path: "pod restart",
+        tool: "control_pod",
+        positional: Some("pod"),
+        fixed: r#"{"action": "restart"}"#,
+        without: &["minutes", "confirm_price"],
+        about: "Restart a pod's container",
+        render: controlled_pod,
+        ..ROW
+    },
+    Row {
+        path: "pod extend",
+        tool: "control_pod",
+        positional: Some("pod"),
+        fixed: r#"{"action": "extend"}"#,
+        about: "Give a pod more time",
+        render: controlled_pod,
+        ..ROW
+    },
     Row {
         path: "pod kill",
         tool: "terminate_pod",
@@ -86,7 +136,9 @@ fn pods(answer: &Value) -> String {
         column("WHERE", |row| text(&row["data_center"])),
         column("AN HOUR", |row| usd(&row["price_per_hour"])),
         column("COST", |row| usd(&row["cost_usd"])),
+        column("BILLED", |row| billed(&row["billed_seconds"])),
         column("ENDS AT", |row| moment(&row["expires_at"])),
+        column("VOLUME", |row| volume(&row["volume"])),
         column("TUNNEL", |row| text(&row["tunnels"])),
         column("NOTE", |row| match row["owner"].as_str() {
             Some("other_machine") => "of another machine".to_owned(),
@@ -98,6 +150,9 @@ fn pods(answer: &Value) -> String {
     let mut lines = vec![rows];
     if answer["pods"].as_array().is_some_and(|pods| !pods.is_empty()) {
         lines.push(format!("In all {} an hour.", usd(&answer["burn_rate_per_hour"])));
+    }
+    if !answer["next"].is_null() {
+        lines.push(format!("These are not all of {} pods; see --page.", text(&answer["total"])));
     }
     lines.extend(answer["warning"].as_str().map(clean));
     lines.join("\n")
@@ -112,16 +167,52 @@ fn pod(answer: &Value) -> String {
         ("Where", text(&answer["data_center"])),
         ("An hour", usd(&answer["price_per_hour"])),
         ("Cost so far", usd(&answer["cost_usd"])),
+        ("Billed for", billed(&answer["billed_seconds"])),
+        ("Can cost", usd(&answer["reserved_usd"])),
         ("Ends at", moment(&answer["expires_at"])),
+        ("Own switch", text(&answer["switch"])),
+        ("Ends when idle", moment(&answer["idle_ends_at"])),
         ("Volume", volume(&answer["volume"])),
+        ("Mount", text(&answer["mount"])),
+        ("Last action", text(&answer["action"])),
+        ("Intent", text(&answer["intent"])),
         ("SSH", text(&answer["ssh"])),
         ("Tunnel", text(&answer["tunnels"])),
         ("Problem", text(&answer["problem"])),
     ])];
     let steps = answer["readiness"].as_array().into_iter().flatten();
-    let steps = steps.map(|step| format!("{} {}", if step["done"] == true { "+" } else { "-" }, text(&step["step"])));
+    let steps = steps.map(|step| {
+        let sign = if step["done"] == true { "+" } else { "-" };
+        let took = step["elapsed_seconds"].as_f64().map(|seconds| format!(" ({seconds} s)")).unwrap_or_default();
+        format!("{sign} {}{took}", text(&step["step"]))
+    });
     lines.push(format!("Ready: {}", steps.collect::<Vec<_>>().join(", ")));
     lines.extend(answer["waiting_for"].as_str().map(|what| format!("Waiting for {}", clean(what))));
+    lines.extend(answer["next"].as_str().map(|_| next(answer)));
+    lines.join("\n")
+}
+
+fn controlled_pod(answer: &Value) -> String {
+    let already = if answer["changed"] == false { " already" } else { "" };
+    let mut lines = vec![clean(&format!("The pod {} is{already} {}.", text(&answer["pod"]), text(&answer["state"])))];
+    let changed = |now: &Value, before: &Value| match before {
+        Value::Null => text(now),
+        before => format!("{} instead of {}", text(now), text(before)),
+    };
+    let ends_at = match &answer["expires_at_before"] {
+        Value::Null => moment(&answer["expires_at"]),
+        before => format!("{} instead of {}", moment(&answer["expires_at"]), moment(before)),
+    };
+    lines.push(facts(&[
+        ("GPU", changed(&answer["gpu"], &answer["gpu_before"])),
+        ("SSH", changed(&answer["ssh"], &answer["ssh_before"])),
+        ("An hour", usd(&answer["price_per_hour"])),
+        ("Can cost", usd(&answer["reserved_usd"])),
+        ("Ends at", ends_at),
+        ("Own switch", text(&answer["switch"])),
+    ]));
+    lines.extend(answer["waiting_for"].as_str().map(|what| format!("Waiting for {}", clean(what))));
+    lines.push(next(answer));
     lines.join("\n")
 }
 
@@ -146,6 +237,9 @@ fn created_pod(answer: &Value) -> String {
 fn ended_pod(answer: &Value) -> String {
     let (pod, cost) = (text(&answer["pod"]), usd(&answer["cost_usd"]));
     let mut lines = vec![match answer["done"].as_bool() {
+        _ if !answer["cancelled"].is_null() => {
+            clean(&format!("The pod {pod} is cancelled: {}.", text(&answer["cancelled"])))
+        }
         Some(true) => clean(&format!("The pod {pod} is gone. It cost {cost}.")),
         _ => clean(&format!("The pod {pod} is being ended; waiting for {}.", text(&answer["waiting_for"]))),
     }];
@@ -293,6 +387,12 @@ fn next(answer: &Value) -> String {
 fn moment(value: &Value) -> String {
     let moment = value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
     moment.map_or_else(|| text(value), |moment| format!("{moment:.0}"))
+}
+
+/// Seconds as people read them.
+fn billed(value: &Value) -> String {
+    let seconds = value.as_u64().map(std::time::Duration::from_secs);
+    seconds.map_or_else(|| "-".to_owned(), |seconds| humantime::format_duration(seconds).to_string())
 }
 
 fn gib(value: &Value) -> String {
