@@ -143,9 +143,10 @@ pub(super) async fn heal(services: &Services, found: &[Found], identity: Option<
     let unrecorded = |found: &Found| {
         found.record.is_none() && found.pod.as_ref().is_some_and(|pod| owner_of(pod, identity) == Owner::Ours)
     };
-    let healed = if found.iter().any(unrecorded) && !services.keeper.is_alive() {
-        // The keeper takes such pods back when it starts.
-        services.keeper_for_changes().await
+    let healed = if found.iter().any(unrecorded) {
+        let healed = services.keeper_for_changes().await;
+        services.keeper.look_for_pods().await;
+        healed
     } else {
         services.revive_keeper().await
     };
