@@ -9,8 +9,9 @@ pub mod error;
 mod gpus;
 mod pods;
 mod schema;
+mod spending;
 mod tunnels;
-mod volumes;
+pub mod volumes;
 mod waiting;
 
 use std::panic::AssertUnwindSafe;
@@ -91,11 +92,13 @@ pub static TOOLS: &[ToolDef] = &[
     ToolDef::of::<pods::ListPods>(),
     ToolDef::of::<pods::GetPod>(),
     ToolDef::of::<volumes::ListVolumes>(),
+    ToolDef::of::<volumes::CreateVolume>(),
     ToolDef::of::<gpus::ListGpus>(),
     ToolDef::of::<tunnels::ListTunnels>(),
     ToolDef::of::<tunnels::StopTunnel>(),
     ToolDef::of::<comfy::ComfyRun>(),
     ToolDef::of::<comfy::ComfyJob>(),
+    ToolDef::of::<spending::Spending>(),
 ];
 
 pub fn find(name: &str) -> Option<&'static ToolDef> {

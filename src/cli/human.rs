@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::progress::Bar;
 use super::signals::interruptible;
-use super::{output, paths, render};
+use super::{output, paths, render, volume_delete};
 use crate::app::{self, AppOptions};
 use crate::timing::WAIT_DEFAULT_SECONDS;
 use crate::tools::{self, Answer, Context, StillBilling, ToolDef, ToolError};
@@ -91,7 +91,8 @@ fn fill(mut command: Command) -> Command {
             };
         }
     }
-    command
+    // Not a row, for no tool deletes volumes.
+    if name == "volume" { command.subcommand(volume_delete::command()) } else { command }
 }
 
 fn add_flags(command: Command, row: &Row) -> Command {

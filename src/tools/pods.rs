@@ -178,7 +178,7 @@ fn billing_of(record: &PodRecord) -> StillBilling {
 }
 
 /// What a pod cost up to now: what was counted, and the time since.
-fn cost_now(record: &PodRecord) -> f64 {
+pub(super) fn cost_now(record: &PodRecord) -> f64 {
     let known = &record.known;
     let billed = !matches!(known.status, None | Some(PodStatus::Exited | PodStatus::Terminated));
     let since = known.at.filter(|_| billed && record.is_open());
@@ -186,7 +186,7 @@ fn cost_now(record: &PodRecord) -> f64 {
     known.cost_usd + known.cost_per_hour * seconds / 3600.0
 }
 
-fn cents(usd: f64) -> f64 {
+pub(super) fn cents(usd: f64) -> f64 {
     // The sum of nothing is -0.0.
     (usd * 10_000.0).round() / 10_000.0 + 0.0
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::{Found, Owner, cents, cost_now, find, owner_of};
-use crate::fleet::{HomeIdentity, Phase, PodRecord, WantedState, new_intent};
+use crate::fleet::{Actor, HomeIdentity, Phase, PodRecord, WantedState, new_intent};
 use crate::provider::{Pod, PodStatus, Stamped, delete_and_prove};
 use crate::tools::context::Services;
 use crate::tools::waiting::Waiting;
@@ -93,6 +94,9 @@ impl Tool for TerminatePod {
         services.refuse_foreign_account().await?;
         refuse_foreign(services, &found, input.allow_unmanaged)?;
         let (name, written) = wish_gone(services, &found).await;
+        let facts =
+            json!({ "pod": name, "pod_id": found.pod_id(), "intent": written.as_ref().ok(), "cause": "asked for" });
+        services.audit.note(Actor::Tool(Self::NAME), "terminate_wanted", facts);
         let tunnels = want_tunnels_closed(services, &name, found.pod_id()).await;
         // A keeper that hangs takes longer to be replaced than a pod may wait for its end, so this goes on beside it.
         let waking = tokio::spawn({
