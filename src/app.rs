@@ -1,7 +1,10 @@
 //! Wiring: what the user set becomes the services that tools work with. The only place that picks a provider.
 
+mod account;
+mod doctor;
 mod sandbox_home;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,6 +24,8 @@ use crate::tools::context::Services;
 use crate::tools::{ErrorKind, ToolError};
 use crate::tunnel::Tunnels;
 
+pub use account::{Account, look_at_account};
+pub use doctor::{Finding, Health, examine};
 pub use sandbox_home::{SandboxFile, check_world, close_world, read_sandbox_file, refuse_real_home};
 
 /// What `main` and the flags decide about the wiring.
@@ -37,12 +42,15 @@ pub struct AppOptions {
 
 /// The home that the environment names, before any sandbox.
 pub fn home(environment: &Environment) -> Result<Home, ToolError> {
-    let root = environment
+    Ok(Home::open(home_folder(environment)?)?)
+}
+
+fn home_folder(environment: &Environment) -> Result<PathBuf, ConfigError> {
+    environment
         .autopod_home
         .clone()
         .or_else(|| environment.user_home.as_ref().map(|home| home.join(".autopod")))
-        .ok_or(ConfigError::NoHome)?;
-    Ok(Home::open(root)?)
+        .ok_or(ConfigError::NoHome)
 }
 
 /// Opens the home, reads the config and puts the services together. Nothing is asked of the network here; with
@@ -58,9 +66,22 @@ pub async fn services(options: &AppOptions) -> Result<Arc<Services>, ToolError> 
     }
     let config = Config::read(&outer)?;
     let key = options.environment.api_key.clone().or_else(|| config.api_key.clone());
-    let origin = options.environment.api_base_url.clone().or_else(|| config.api_base_url.clone());
-    let origin = origin.unwrap_or_else(|| ApiOrigin::default().to_string());
+    let origin = origin(&options.environment, &config);
     wire(outer, config, key, &origin, launcher, options.tethered)
+}
+
+/// What tells one state of the config file from another; `None` while there is no file.
+pub fn config_stamp(options: &AppOptions) -> Option<(u64, i64, i64)> {
+    let outer = Home::unopened(home_folder(&options.environment).ok()?);
+    let home = if options.sandbox { Home::unopened(outer.sandbox()) } else { outer };
+    let metadata = std::fs::metadata(home.config_file()).ok()?;
+    Some((metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
+}
+
+/// Where the provider is: what the environment says, then the config file.
+pub fn origin(environment: &Environment, config: &Config) -> String {
+    let set = environment.api_base_url.clone().or_else(|| config.api_base_url.clone());
+    set.unwrap_or_else(|| ApiOrigin::default().to_string())
 }
 
 /// The services of a home whose provider and key are known.
@@ -75,7 +96,7 @@ pub fn wire(
     let origin: ApiOrigin = origin.parse()?;
     let origin = origin.to_string();
     let timing = timing_for(&origin);
-    let connect = connect(&home, &origin, "autopod-mcp")?;
+    let connect = connect(Some(&home), &origin, "autopod-mcp")?;
     Ok(Arc::new(Services {
         fleet: Fleet::new(&home, &timing),
         volumes: Volumes::new(&home, &timing),
@@ -90,12 +111,12 @@ pub fn wire(
     }))
 }
 
-/// How a key becomes a provider whose rate budget all processes of the home share. `program` names who asks, in the
+/// How a key becomes a provider whose rate budget all processes of the home share; without a home one of its own. `program` names who asks, in the
 /// User-Agent.
-pub fn connect(home: &Home, origin: &str, program: &'static str) -> Result<Connect, ToolError> {
+pub fn connect(home: Option<&Home>, origin: &str, program: &'static str) -> Result<Connect, ToolError> {
     let origin: ApiOrigin = origin.parse()?;
     let timing = timing_for(&origin.to_string());
-    let budget = SharedBudget { file: home.rate_limit_file(), lock: home.lock("rate-limit") };
+    let budget = home.map(|home| SharedBudget { file: home.rate_limit_file(), lock: home.lock("rate-limit") });
     Ok(Arc::new(move |key| {
         let timeouts = RunPodTimeouts {
             connect: timing.http_connect,
@@ -104,7 +125,7 @@ pub fn connect(home: &Home, origin: &str, program: &'static str) -> Result<Conne
             ..RunPodTimeouts::default()
         };
         let user_agent = format!("{program}/{}", env!("CARGO_PKG_VERSION"));
-        let options = RunPodOptions { origin: origin.clone(), key, user_agent, timeouts, budget: Some(budget.clone()) };
+        let options = RunPodOptions { origin: origin.clone(), key, user_agent, timeouts, budget: budget.clone() };
         Arc::new(RunPod::new(options)) as Arc<dyn GpuProvider>
     }))
 }
@@ -119,7 +140,8 @@ pub fn timing_for(origin: &str) -> Timing {
 
 impl From<ConfigError> for ToolError {
     fn from(error: ConfigError) -> Self {
-        Self::new(ErrorKind::Setup, chain(&error))
+        let is_input = matches!(error, ConfigError::Value { .. });
+        Self::new(if is_input { ErrorKind::InvalidInput } else { ErrorKind::Setup }, chain(&error))
     }
 }
 

@@ -1,14 +1,20 @@
 //! argv, environment and stdio in; an exit code out. The only module that touches them.
 //!
 //! Each command is one file here: its arguments, their help and its `run`. Commands for people that do what a tool
-//! does (`pod list`, `volume list`) are no files but rows of the table in [`human`].
+//! does (`pod list`, `volume list`) are no files but rows of the table in [`human`]; what no tool does stands beside them
+//! in their groups ([`pod`]).
 
+mod ask;
 mod call;
+mod config;
 mod demo;
+mod doctor;
 pub mod human;
 mod keeper;
+mod offer;
 mod output;
 mod paths;
+pub mod pod;
 mod progress;
 pub mod render;
 mod rpc;
@@ -58,6 +64,8 @@ enum Command {
     Tools(tools::ToolsArgs),
     Demo(demo::DemoArgs),
     Sandbox(sandbox::SandboxArgs),
+    Config(config::ConfigArgs),
+    Doctor(doctor::DoctorArgs),
     #[command(hide = true)]
     Keeper(keeper::KeeperArgs),
 }
@@ -67,6 +75,9 @@ pub fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let environment = Environment::read();
     start_log(environment.log_filter.as_deref());
+    if let Some(order) = &environment.die_at {
+        crate::steps::arm(order);
+    }
     let matches = match human::add_commands(Cli::command()).try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
@@ -92,6 +103,9 @@ fn run(environment: Environment, matches: &ArgMatches) -> Result<u8, ToolError> 
         .build()
         .map_err(|error| ToolError::new(ErrorKind::Setup, format!("no threads can be started: {error}")))?;
     let result = runtime.block_on(async {
+        if let Some(command) = pod::find(matches)? {
+            return pod::run(&options, command).await;
+        }
         if let Some((row, matches)) = human::find(matches) {
             return human::run(&options, row, matches).await;
         }
@@ -105,6 +119,8 @@ fn run(environment: Environment, matches: &ArgMatches) -> Result<u8, ToolError> 
             Command::Tools(args) => tools::run(args),
             Command::Demo(args) => demo::run(args, options.environment, options.program).await,
             Command::Sandbox(args) => sandbox::run(args, &options.environment).await,
+            Command::Config(args) => config::run(args, &options).await,
+            Command::Doctor(args) => doctor::run(args, &options).await,
             Command::Keeper(args) => keeper::run(args, &options.environment, options.program).await,
         }
     });

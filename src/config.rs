@@ -1,5 +1,6 @@
 //! The home folder and the config file.
 
+mod edit;
 mod fields;
 mod limits;
 mod settings;
@@ -7,13 +8,12 @@ mod settings;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
-
 use crate::state::{self, StateError};
 
-pub use fields::{API_KEY, Field, all as all_fields};
+pub use edit::{Change, change};
+pub use fields::{API_KEY, Field, all as all_fields, unknown as unknown_fields};
 pub use limits::Limits;
-pub use settings::Config;
+pub use settings::{Config, read_object};
 
 /// The folder that holds all state, and the names of what lies in it.
 #[derive(Debug, Clone)]
@@ -34,7 +34,9 @@ pub enum ConfigError {
     #[error("{} can't be read: {reason}", path.display())]
     Unreadable { path: PathBuf, reason: String },
     #[error("{}: `{field}` is {found}, but must be {expected}", path.display())]
-    Field { path: PathBuf, field: &'static str, found: Value, expected: &'static str },
+    Field { path: PathBuf, field: &'static str, found: String, expected: &'static str },
+    #[error("`{field}` can't be `{found}`; it must be {expected}")]
+    Value { field: &'static str, found: String, expected: &'static str },
     #[error("{}: {reason}", path.display())]
     Limits { path: PathBuf, reason: String },
     #[error("the home can't be used")]
@@ -55,6 +57,11 @@ impl Home {
             return Err(ConfigError::NetworkFileSystem { path: root, kind });
         }
         Ok(Self { root })
+    }
+
+    /// To look into only: nothing is made, mended or refused.
+    pub fn unopened(root: PathBuf) -> Self {
+        Self { root }
     }
 
     pub fn root(&self) -> &Path {
@@ -115,8 +122,9 @@ fn close_to_others(root: &Path) -> Result<(), ConfigError> {
     Ok(())
 }
 
+/// The kind of network file system that this lies on, if it does.
 #[cfg(target_os = "linux")]
-fn network_file_system(path: &Path) -> Option<&'static str> {
+pub fn network_file_system(path: &Path) -> Option<&'static str> {
     // The magic numbers of statfs(2).
     match rustix::fs::statfs(path).ok()?.f_type as u32 {
         0x6969 => Some("nfs"),
@@ -130,7 +138,7 @@ fn network_file_system(path: &Path) -> Option<&'static str> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn network_file_system(_path: &Path) -> Option<&'static str> {
+pub fn network_file_system(_path: &Path) -> Option<&'static str> {
     None
 }
 

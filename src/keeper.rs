@@ -4,8 +4,12 @@
 //! or terminal that asked. Its loop only compares; each pod and each tunnel has a task of its own, so nothing waits for
 //! the network of another. A guard process (`keeper/guard.rs`) starts the worker again when it dies.
 
+mod clocks;
 pub mod guard;
+pub mod inside;
+mod inside_task;
 mod pod_task;
+mod snapshot;
 mod socket;
 mod tunnel_task;
 mod volume_task;
@@ -22,12 +26,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::clocks::ProviderClock;
+use self::snapshot::Snapshot;
 use crate::background::{account_of, socket_path, version};
 use crate::config::Home;
 use crate::errors::chain;
 use crate::fleet::{
     Actor, Audit, ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, PodRecord, VolumeRecord, Volumes, WantedState, later,
-    new_intent,
+    name_of, new_intent,
 };
 use crate::provider::{GpuProvider, Pod, PodStatus, ProviderError};
 use crate::ssh::Ssh;
@@ -86,6 +92,8 @@ struct Keeper {
     ssh: Ssh,
     origin: String,
     provider: watch::Sender<Option<Arc<dyn GpuProvider>>>,
+    clock: ProviderClock,
+    snapshot: Snapshot,
     account: watch::Sender<Option<String>>,
     connect: Connect,
     on_key: OnKey,
@@ -102,6 +110,7 @@ struct Keeper {
 pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
     let Some(lock) = take_keeper_lock(&options.home).await? else { return Ok(Ended::Another) };
     state::sweep_temporary_files(options.home.root());
+    state::sweep_temporary_files(&options.home.ssh());
     let account = options.key.as_ref().map(|key| account_of(&options.origin, key));
     let provider = options.key.map(|key| (options.connect)(key));
     let keeper = Arc::new(Keeper {
@@ -113,6 +122,8 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
         ssh: Ssh { folder: options.home.ssh(), environment: options.ssh_environment },
         home: options.home,
         provider: watch::Sender::new(provider),
+        clock: ProviderClock::default(),
+        snapshot: Snapshot::default(),
         account: watch::Sender::new(account),
         origin: options.origin,
         connect: options.connect,
@@ -197,8 +208,12 @@ impl Keeper {
         let tunnels = self.tunnels.read().map_err(&mut failed).unwrap_or_default();
         let volumes = self.volumes.read().map_err(&mut failed).unwrap_or_default();
         for (name, record) in pods.iter().filter(|(_, record)| record.is_open()) {
-            tasks.entry(format!("pod {}", record.intent)).or_insert_with(|| {
-                tokio::spawn(pod_task::look_after(self.clone(), name.clone(), record.intent.clone()))
+            let (name, intent) = (name_of(name), &record.intent);
+            tasks
+                .entry(format!("pod {intent}"))
+                .or_insert_with(|| tokio::spawn(pod_task::look_after(self.clone(), name.to_owned(), intent.clone())));
+            tasks.entry(format!("inside {intent}")).or_insert_with(|| {
+                tokio::spawn(inside_task::look_inside(self.clone(), name.to_owned(), intent.clone()))
             });
         }
         for record in volumes.values().filter(|record| record.is_open()) {

@@ -16,12 +16,12 @@
 //! - [`runpod`]: RunPod behind the trait of [`provider`], which names no provider.
 //! - [`sandbox`]: a RunPod with SSH and ComfyUI on loopback.
 //! - Leaves, which anyone may import: [`state`] (locks and JSON files), [`background`] (processes of ours, and the
-//!   keeper's client), [`config`] (the home and its settings), [`environment`], [`timing`], [`errors`].
+//!   keeper's client), [`config`] (the home and its settings), [`environment`], [`timing`], [`errors`], [`steps`] (where a test kills us).
 //!
 //! Start reading at [`tools`], then [`keeper`].
 //!
 //! Invariants:
-//! - Only the keeper creates, starts, stops and ends pods and starts ssh; the one exception is `terminate_pod`,
+//! - Only the keeper creates, starts, stops and ends pods, makes and grows volumes, and starts ssh; the one exception is `terminate_pod`,
 //!   which ends a pod itself when the keeper doesn't.
 //! - A pod is POSTed once, after its intent is on disk; an unclear answer is never POSTed again.
 //! - The lock over the records is never held across the network, a question or the start of a process.
@@ -43,6 +43,7 @@ pub mod sandbox;
 pub mod server;
 pub mod ssh;
 pub mod state;
+pub mod steps;
 pub mod timing;
 pub mod tools;
 pub mod tunnel;

@@ -1,13 +1,16 @@
 //! RunPod as a [`GpuProvider`], over its REST API v2. Three layers: `transport` sends, this file names the
 //! operations, `wire` turns JSON into the domain's types and back.
 
+mod answer;
 mod budget;
+mod logs;
 mod origin;
 mod transport;
 mod wire;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,9 +19,10 @@ use reqwest::Method;
 use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 
+use answer::Answer;
 pub use budget::SharedBudget;
 pub use origin::{ApiOrigin, OriginError};
-use transport::{Answer, Call, Operation, Transport};
+use transport::{Call, Operation, Transport};
 use wire::{BillPage, GpuPage, Next, Page, PodBody, PodPage, SshKeys, VolumeBody, VolumePage};
 
 use crate::provider::{
@@ -33,6 +37,7 @@ static LIST_PODS: Operation = operation("listPods", Method::GET, "/v2/pods", "li
 static CREATE_POD: Operation = operation("createPod", Method::POST, "/v2/pods", "thing that the new pod names");
 static GET_POD: Operation = operation("getPod", Method::GET, "/v2/pods/{id}", "pod");
 static POD_ACTION: Operation = operation("podAction", Method::POST, "/v2/pods/{id}/action", "pod");
+static GET_POD_LOGS: Operation = operation("getPodLogs", Method::GET, "/v2/pods/{id}/logs", "pod");
 static DELETE_POD: Operation = operation("deletePod", Method::DELETE, "/v2/pods/{id}", "pod");
 static LIST_VOLUMES: Operation =
     operation("listNetworkVolumes", Method::GET, "/v2/network-volumes", "list of network volumes");
@@ -52,6 +57,7 @@ pub const OPERATIONS: &[&str] = &[
     CREATE_POD.id,
     GET_POD.id,
     POD_ACTION.id,
+    GET_POD_LOGS.id,
     DELETE_POD.id,
     LIST_VOLUMES.id,
     CREATE_VOLUME.id,
@@ -108,12 +114,13 @@ impl Default for RunPodTimeouts {
 
 /// A client of RunPod's REST API v2. Nothing is read or opened before the first call.
 pub struct RunPod {
-    transport: Transport,
+    transport: Arc<Transport>,
+    first_retry: Duration,
 }
 
 impl RunPod {
     pub fn new(options: RunPodOptions) -> Self {
-        Self { transport: Transport::new(options) }
+        Self { first_retry: options.timeouts.first_retry, transport: Arc::new(Transport::new(options)) }
     }
 
     async fn call<Body: DeserializeOwned, Value: From<Body>>(
@@ -217,11 +224,11 @@ impl GpuProvider for RunPod {
     }
 
     async fn pod_logs(&self, id: &str, query: &LogQuery, limits: &LogLimits) -> Result<LogPage, ProviderError> {
-        Err(ProviderError::Setup(format!("logs of {id}: {query:?} {limits:?}")))
+        logs::page(&self.transport, id, query, limits).await
     }
 
     async fn follow_logs(&self, id: &str, query: &LogQuery) -> Result<LogStream, ProviderError> {
-        Err(ProviderError::Setup(format!("logs of {id}: {query:?}")))
+        logs::follow(self.transport.clone(), id, query, self.first_retry).await
     }
 
     async fn billing(&self, from: Timestamp, until: Option<Timestamp>) -> Result<Stamped<Vec<PodBill>>, ProviderError> {

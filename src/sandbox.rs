@@ -68,6 +68,8 @@ pub struct SandboxOptions {
     pub comfyui: Option<String>,
     /// Ends by itself when it has no pod and no client request came for so long.
     pub idle_limit: Option<Duration>,
+    /// False lets the pods do as on a kernel that refuses user namespaces: no commands run in them.
+    pub namespaces: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +106,7 @@ pub async fn start(options: SandboxOptions) -> Result<Sandbox, SandboxError> {
     let address = listener.local_addr().map_err(listen_error)?;
     let url = format!("http://{address}");
 
-    let world = Arc::new(World::new(folder.clone(), options.clock, options.comfyui));
+    let world = Arc::new(World::new(folder.clone(), options.clock, options.comfyui, options.namespaces));
     let key_file = folder.join("world.key");
     write_private(&folder, &key_file, &format!("{}\n", world.key)).map_err(folder_error(&key_file))?;
     let server = serve(listener, address.port(), Arc::clone(&world));

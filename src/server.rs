@@ -18,6 +18,7 @@ use crate::tools::{ErrorKind, ToolError};
 
 type Build = dyn Fn() -> BoxFuture<'static, Result<Arc<Services>, ToolError>> + Send + Sync;
 type Check = dyn Fn(&Services) -> Result<(), ToolError> + Send + Sync;
+type IsStale = dyn Fn() -> bool + Send + Sync;
 
 /// The services, built at the first call that needs them: a client is greeted before config, TLS roots or the
 /// provider are touched. A failed build is that call's error, and the next call tries again.
@@ -25,6 +26,7 @@ type Check = dyn Fn(&Services) -> Result<(), ToolError> + Send + Sync;
 pub struct LazyServices {
     build: Arc<Build>,
     check: Arc<Check>,
+    is_stale: Arc<IsStale>,
     built: Arc<Mutex<Option<Arc<Services>>>>,
 }
 
@@ -32,13 +34,23 @@ impl LazyServices {
     pub fn new(
         build: impl Fn() -> BoxFuture<'static, Result<Arc<Services>, ToolError>> + Send + Sync + 'static,
     ) -> Self {
-        Self { build: Arc::new(build), check: Arc::new(|_| Ok(())), built: Arc::default() }
+        Self {
+            build: Arc::new(build),
+            check: Arc::new(|_| Ok(())),
+            is_stale: Arc::new(|| false),
+            built: Arc::default(),
+        }
     }
 
     /// Asked before each use of services that were built before. Its error is that call's answer, and the next call
     /// builds them anew.
     pub fn checked(self, check: impl Fn(&Services) -> Result<(), ToolError> + Send + Sync + 'static) -> Self {
         Self { check: Arc::new(check), ..self }
+    }
+
+    /// Asked before each use too: services whose settings were changed meanwhile are built anew for that very call.
+    pub fn renewed_when(self, is_stale: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { is_stale: Arc::new(is_stale), ..self }
     }
 
     /// The services, if a call has needed them before and they are still good.
@@ -49,7 +61,7 @@ impl LazyServices {
     /// A panic is an error too: rmcp would leave its caller without any answer.
     pub async fn get(&self) -> Result<Arc<Services>, ToolError> {
         let mut built = self.built.lock().await;
-        if let Some(services) = built.take() {
+        if let Some(services) = built.take().filter(|_| !(self.is_stale)()) {
             (self.check)(&services)?;
             *built = Some(services.clone());
             return Ok(services);

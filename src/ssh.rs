@@ -1,70 +1,54 @@
-//! The only file that starts `ssh`: its options, its causes of failure, our own key.
+//! The only module that starts `ssh`: its options, its causes of failure, our own key.
 //!
 //! ssh runs in `<home>/ssh` with relative file names, for it splits `UserKnownHostsFile` at blanks and expands `%`,
 //! and with a cleared environment and `-F none`, for a user's ssh config can defeat a tunnel in many ways.
+//!
+//! What it is started for: a tunnel (`forward.rs`), one command in a pod (`run.rs`), files to and from it
+//! (`copy.rs`), the user's own shell ([`Ssh::shell`]).
+
+mod cause;
+mod copy;
+mod forward;
+mod run;
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal};
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
-use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::oneshot;
+use tokio::process::Command;
 
 use crate::state::{self, Lock, StateError};
 
-/// The line by which the far end tells that the session, and so the forward, is up.
-const READY: &str = "AUTOPOD_READY";
-/// Keeps the session open until our end of its stdin closes, which happens when its holder dies too.
-const HOLD: &str = "echo AUTOPOD_READY; exec cat >/dev/null";
+pub use cause::Cause;
+pub use copy::CopyError;
+pub use forward::{Forward, Tunnel, end_leftover};
+pub use run::{Limits, Output, Session, Stdin};
+
 const KEY: &str = "id_ed25519";
 const KNOWN_HOSTS: &str = "known_hosts";
-/// What is kept of ssh's stderr to tell why it ended.
-const MOST_STDERR_LINES: usize = 50;
-
-/// Why an ssh connection is not there.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Cause {
-    #[error("no `ssh` was found on PATH; install an OpenSSH client (Debian: openssh-client)")]
-    NoSsh,
-    #[error(
-        "the pod refused our SSH key; a pod takes it only if it was created with it (PUBLIC_KEY), and images that don't start sshd can't be reached"
-    )]
-    KeyRefused,
-    #[error(
-        "the pod's host key changed within one start of the pod; the connection was refused, for somebody may stand in between"
-    )]
-    HostKeyChanged,
-    #[error("the local port is in use by another program")]
-    PortInUse,
-    #[error("the pod's sshd does not allow forwarding")]
-    ForwardingRefused,
-    #[error("sshd in the pod does not answer yet (connection refused)")]
-    SshdNotUp,
-    #[error("the pod can't be reached ({0})")]
-    Unreachable(String),
-    #[error("the connection was lost ({0})")]
-    Lost(String),
-    #[error("ssh did not get ready within {0:?}")]
-    Slow(Duration),
-    #[error("ssh can't be started: {0}")]
-    NotStarted(String),
-}
-
-impl Cause {
-    /// Whether trying again can't help.
-    pub fn is_terminal(&self) -> bool {
-        matches!(
-            self,
-            Self::NoSsh | Self::KeyRefused | Self::HostKeyChanged | Self::PortInUse | Self::ForwardingRefused
-        )
-    }
-}
+/// How long `ssh -V` may take.
+const VERSION_WITHIN: Duration = Duration::from_secs(5);
+const HOST_KEY_ALIAS: &str = "HostKeyAlias";
+/// Options of every connection. No file of the user's or the machine's has a say, and nothing outlives our child.
+const OPTIONS: [&str; 14] = [
+    "ServerAliveInterval=15",
+    "ServerAliveCountMax=3",
+    "ConnectTimeout=10",
+    "StrictHostKeyChecking=accept-new",
+    "GlobalKnownHostsFile=/dev/null",
+    "UpdateHostKeys=no",
+    "ControlMaster=no",
+    "ControlPath=none",
+    "PermitLocalCommand=no",
+    "RemoteCommand=none",
+    "StdinNull=no",
+    "ForkAfterAuthentication=no",
+    "SessionType=default",
+    "IdentitiesOnly=yes",
+];
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
@@ -84,16 +68,41 @@ pub struct Ssh {
     pub environment: Vec<(String, OsString)>,
 }
 
-/// One forward: `127.0.0.1:local_port` here to `127.0.0.1:remote_port` in the pod.
-#[derive(Debug, Clone)]
-pub struct Forward {
+/// Where a pod's sshd is reached, and under which name its host key is pinned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
     pub user: String,
     pub host: String,
     pub port: u16,
-    /// Names the pod and its start, for host keys are pinned for each start.
+    /// See [`host_key_alias`].
     pub host_key_alias: String,
-    pub local_port: u16,
-    pub remote_port: u16,
+}
+
+/// Names a pod and one start of it: a pod has a new disk, and so a new host key, with each start; within one start the
+/// key is pinned.
+pub fn host_key_alias(pod_id: &str, start: impl std::fmt::Display) -> String {
+    format!("autopod-{pod_id}-{start}")
+}
+
+/// A word that the pod's shell reads as it is.
+pub fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Whether a person sits at our end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Terminal {
+    /// Nobody can be asked, and the pod's end is given no terminal.
+    None,
+    Users,
+}
+
+/// Where ssh says what it has to say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Log<'a> {
+    Stderr,
+    /// A file in its folder, with all that it takes to know how the command in the pod ended.
+    File(&'a Path),
 }
 
 impl Ssh {
@@ -141,6 +150,31 @@ impl Ssh {
         rename(&fresh, KEY.to_owned())
     }
 
+    /// The version of the client on PATH, once `ssh-keygen` was seen to be there too.
+    pub async fn version(environment: &[(String, OsString)]) -> Result<String, Cause> {
+        let path = environment.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.clone());
+        let mut folders = std::env::split_paths(path.as_deref().unwrap_or_default());
+        let version = Command::new("ssh")
+            .arg("-V")
+            .env_clear()
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(VERSION_WITHIN, version).await.map_err(|_| Cause::Slow(VERSION_WITHIN))?;
+        let output = output.map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Cause::NoSsh,
+            _ => Cause::NotStarted(error.to_string()),
+        })?;
+        if !output.status.success() {
+            return Err(Cause::NotStarted(output.status.to_string()));
+        }
+        if !folders.any(|folder| folder.join("ssh-keygen").is_file()) {
+            return Err(Cause::NotStarted("`ssh-keygen` is not on PATH".to_owned()));
+        }
+        Ok(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+    }
+
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         command
@@ -152,185 +186,41 @@ impl Ssh {
         command
     }
 
-    /// Starts ssh with one forward. It ends when the returned value is dropped, or its holder dies.
-    pub fn forward(&self, forward: &Forward) -> Result<Tunnel, Cause> {
+    /// ssh with everything but the host and the command.
+    fn client(&self, target: &Target, terminal: Terminal, log: Log<'_>) -> Result<Command, Cause> {
         // ssh would make it readable by others; which hosts we know is nobody's business.
         let known_hosts = self.folder.join(KNOWN_HOSTS);
         let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&known_hosts);
         opened.map_err(|error| Cause::NotStarted(format!("{}: {error}", known_hosts.display())))?;
         let mut command = self.command("ssh");
-        command.args(["-F", "none", "-T"]);
-        let options = [
-            "BatchMode=yes",
-            "ExitOnForwardFailure=yes",
-            "ServerAliveInterval=15",
-            "ServerAliveCountMax=3",
-            "ConnectTimeout=10",
-            "StrictHostKeyChecking=accept-new",
-            &format!("UserKnownHostsFile={KNOWN_HOSTS}"),
-            "GlobalKnownHostsFile=/dev/null",
-            &format!("HostKeyAlias={}", forward.host_key_alias),
-            "UpdateHostKeys=no",
-            "ControlMaster=no",
-            "ControlPath=none",
-            "PermitLocalCommand=no",
-            "RemoteCommand=none",
-            "StdinNull=no",
-            "ForkAfterAuthentication=no",
-            "SessionType=default",
-            "LogLevel=INFO",
-            "IdentitiesOnly=yes",
-        ];
-        for option in options {
+        command.args(["-F", "none"]);
+        match terminal {
+            Terminal::None => command.args(["-T", "-o", "BatchMode=yes"]),
+            Terminal::Users => command.arg("-t"),
+        };
+        match log {
+            Log::Stderr => command.args(["-o", "LogLevel=INFO"]),
+            Log::File(name) => command.args(["-o", "LogLevel=DEBUG1", "-E"]).arg(name),
+        };
+        for option in OPTIONS {
             command.args(["-o", option]);
         }
         command
+            .args(["-o", &format!("UserKnownHostsFile={KNOWN_HOSTS}")])
+            .args(["-o", &format!("{HOST_KEY_ALIAS}={}", target.host_key_alias)])
             .args(["-i", KEY])
-            .args(["-L", &format!("127.0.0.1:{}:127.0.0.1:{}", forward.local_port, forward.remote_port)])
-            .args(["-p", &forward.port.to_string()])
+            .args(["-p", &target.port.to_string()])
             // A user or host that begins with a dash would be read as an option.
-            .args(["-l", &forward.user])
-            .args(["--", &forward.host, HOLD])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = command.spawn().map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Cause::NoSsh,
-            _ => Cause::NotStarted(error.to_string()),
-        })?;
-        let stderr = Arc::new(Mutex::new(Vec::new()));
-        let (ready, on_ready) = oneshot::channel();
-        if let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) {
-            tokio::spawn(watch_for_ready(out, ready));
-            tokio::spawn(keep_lines(err, stderr.clone()));
-        }
-        let stdin = child.stdin.take();
-        Ok(Tunnel { pid: child.id(), child, _stdin: stdin, on_ready: Some(on_ready), stderr })
-    }
-}
-
-/// A running ssh that holds one forward.
-#[derive(Debug)]
-pub struct Tunnel {
-    pub pid: Option<u32>,
-    child: Child,
-    _stdin: Option<ChildStdin>,
-    on_ready: Option<oneshot::Receiver<()>>,
-    stderr: Arc<Mutex<Vec<String>>>,
-}
-
-impl Tunnel {
-    /// Waits for the READY line; the cause when ssh ends or time is up before it. Cancel-safe.
-    pub async fn ready(&mut self, patience: Duration) -> Result<(), Cause> {
-        let Some(on_ready) = &mut self.on_ready else { return Ok(()) };
-        match tokio::time::timeout(patience, on_ready).await {
-            Ok(Ok(())) => {
-                self.on_ready = None;
-                Ok(())
-            }
-            Ok(Err(_)) => Err(self.ended().await),
-            Err(_) => Err(Cause::Slow(patience)),
-        }
+            .args(["-l", &target.user]);
+        Ok(command)
     }
 
-    /// Waits until ssh has ended, and says why. Cancel-safe.
-    pub async fn ended(&mut self) -> Cause {
-        let status = self.child.wait().await;
-        // The reader of stderr may be a moment behind the exit.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let lines = self.stderr.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let status = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        classify(&lines, &status)
-    }
-
-    /// Ends ssh and proves it.
-    pub async fn stop(mut self) {
-        let _ = self.child.kill().await;
-    }
-}
-
-async fn watch_for_ready(stdout: impl AsyncRead + Unpin, ready: oneshot::Sender<()>) {
-    let mut lines = BufReader::new(stdout).lines();
-    let mut ready = Some(ready);
-    // Read on after it, so that a chatty far end can't fill the pipe.
-    while let Ok(Some(line)) = lines.next_line().await {
-        if line.trim() == READY
-            && let Some(ready) = ready.take()
-        {
-            let _ = ready.send(());
-        }
-    }
-}
-
-async fn keep_lines(stderr: impl AsyncRead + Unpin, kept: Arc<Mutex<Vec<String>>>) {
-    let mut lines = BufReader::new(stderr).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        tracing::debug!(ssh = %line);
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() == MOST_STDERR_LINES {
-            kept.remove(0);
-        }
-        kept.push(line);
-    }
-}
-
-/// Ends an ssh whose keeper was killed. It ends with its stdin, but not as long as somebody has a connection open
-/// through it, and until then it holds the port. `false` when it could not be ended.
-pub async fn end_leftover(pid: u32, pod_id: &str) -> bool {
-    // Process ids are given to others again: only what is still an ssh to this pod is ended.
-    let mark = format!("HostKeyAlias=autopod-{pod_id}-");
-    let lives = || command_line(pid).is_some_and(|line| line.contains(&mark));
-    let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return true };
-    for _ in 0..100 {
-        if !lives() {
-            return true;
-        }
-        let _ = rustix::process::kill_process(process, Signal::KILL);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    false
-}
-
-#[cfg(target_os = "linux")]
-fn command_line(pid: u32) -> Option<String> {
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    Some(String::from_utf8_lossy(&line).replace('\0', " "))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn command_line(pid: u32) -> Option<String> {
-    let output = std::process::Command::new("ps").args(["-ww", "-o", "args=", "-p", &pid.to_string()]).output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// ssh exits with 255 for network, authentication and bind alike; only its messages tell them apart.
-fn classify(lines: &[String], status: &str) -> Cause {
-    // Lines about a channel speak of one forwarded connection, not of the session.
-    let session: Vec<_> = lines.iter().filter(|line| !line.starts_with("channel ")).collect();
-    let says = |text: &str| session.iter().any(|line| line.contains(text));
-    let last = || session.last().map_or_else(|| status.to_owned(), |line| line.trim().to_owned());
-    if says("REMOTE HOST IDENTIFICATION HAS CHANGED") || says("Host key verification failed") {
-        Cause::HostKeyChanged
-    } else if says("Permission denied") || says("Too many authentication failures") {
-        Cause::KeyRefused
-    } else if says("Address already in use")
-        || says("cannot listen to port")
-        || says("Could not request local forwarding")
-    {
-        Cause::PortInUse
-    } else if lines.iter().any(|line| line.contains("administratively prohibited")) && session.is_empty() {
-        Cause::ForwardingRefused
-    } else if says("Connection refused") {
-        Cause::SshdNotUp
-    } else if ["timed out", "No route to host", "Network is unreachable", "Could not resolve"]
-        .iter()
-        .any(|text| says(text))
-        && !says("Timeout, server")
-    {
-        Cause::Unreachable(last())
-    } else {
-        Cause::Lost(last())
+    /// The user's own shell in the pod, to be started in place of this program: ssh then has the terminal and every
+    /// signal to itself, and its exit code is ours.
+    pub fn shell(&self, target: &Target) -> Result<std::process::Command, Cause> {
+        let mut command = self.client(target, Terminal::Users, Log::Stderr)?;
+        command.args(["--", &target.host]);
+        Ok(command.into_std())
     }
 }
 
@@ -339,24 +229,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_told_apart_by_what_ssh_says() {
-        let says = |text: &str| classify(&text.lines().map(str::to_owned).collect::<Vec<_>>(), "exit status: 255");
-        assert_eq!(says("root@127.0.0.1: Permission denied (publickey)."), Cause::KeyRefused);
-        assert_eq!(
-            says(
-                "bind [127.0.0.1]:8188: Address already in use\nchannel_setup_fwd_listener_tcpip: cannot listen to port: 8188"
-            ),
-            Cause::PortInUse
-        );
-        assert_eq!(says("@  WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!  @"), Cause::HostKeyChanged);
-        assert_eq!(says("ssh: connect to host 127.0.0.1 port 1: Connection refused"), Cause::SshdNotUp);
-        assert!(matches!(says("ssh: connect to host 10.0.0.1 port 22: Connection timed out"), Cause::Unreachable(_)));
-        assert!(matches!(says("Timeout, server 127.0.0.1 not responding."), Cause::Lost(_)));
-        assert!(matches!(
-            says(
-                "channel 2: open failed: connect failed: Connection refused\nConnection to 127.0.0.1 closed by remote host."
-            ),
-            Cause::Lost(_)
-        ));
+    fn a_shell_reads_a_quoted_word_as_it_is() {
+        for word in ["plain", "", "two words", "it's", "$HOME `id` \\ \"x\" *", "a\nb", "''"] {
+            let command = format!("printf %s {}", quoted(word));
+            let output = std::process::Command::new("sh").args(["-c", &command]).output().expect("sh");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), word, "{command}");
+        }
     }
 }

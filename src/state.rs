@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use fs2::FileExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -145,8 +146,7 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), StateError> {
 
 fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), StateError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
-    make_private_folder(folder)?;
-    let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map_err(io(path, "written"))?;
+    let mut temporary = temporary_file(folder)?;
     temporary.write_all(bytes).map_err(io(path, "written"))?;
     if durable {
         temporary.as_file().sync_all().map_err(io(path, "written"))?;
@@ -156,6 +156,12 @@ fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), StateError> {
         return Ok(());
     }
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(io(folder, "synced"))
+}
+
+/// A file of its own that goes with the value, or is swept later when its process was killed.
+pub fn temporary_file(folder: &Path) -> Result<NamedTempFile, StateError> {
+    make_private_folder(folder)?;
+    tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(folder).map_err(io(folder, "written"))
 }
 
 /// Removes what writers that were killed left behind. One that writes at this moment is younger than a minute.
@@ -176,15 +182,26 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), StateError
     write_file(path, &bytes)
 }
 
-/// Moves a file that can't be read aside, so that nothing is lost, and says where it went.
+/// Moves a file that can't be read aside, so that nothing is lost, and says where it went. What was set aside before
+/// under that name stays: a number is added.
 pub fn set_aside(path: &Path, suffix: &str) -> Result<PathBuf, StateError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{suffix}"));
-    let aside = path.with_file_name(name);
+    let name = path.file_name().unwrap_or_default();
+    let named = |end: &str| {
+        let mut name = name.to_owned();
+        name.push(format!(".{suffix}{end}"));
+        path.with_file_name(name)
+    };
+    let numbered = (2..).map(|number: u32| named(&format!("-{number}")));
+    let free = |aside: &PathBuf| aside.symlink_metadata().is_err();
+    let aside = std::iter::once(named("")).chain(numbered).find(free).unwrap_or_else(|| named(""));
     std::fs::rename(path, &aside).map_err(io(path, "moved aside"))?;
-    tracing::warn!(file = %path.display(), moved_to = %aside.display(), "an unreadable file was set aside");
     Ok(aside)
 }
+
+/// The end of the name under which a file of the predecessor is kept.
+pub const PREDECESSOR: &str = "autopod-v1";
+/// The beginning of what is added to the name of a broken file.
+pub const CORRUPT: &str = "corrupt-";
 
 const SCHEMA: u32 = 1;
 
@@ -239,6 +256,12 @@ impl<E: Serialize + DeserializeOwned + PartialEq + Clone + Send + 'static> Recor
         })
     }
 
+    /// Like [`Self::read`], but a file that can't be read is an error and stays where it is.
+    pub fn look(&self) -> Result<Records<E>, StateError> {
+        let Some(bytes) = read_file(&self.path)? else { return Ok(Records::default()) };
+        self.parse(&bytes).unwrap_or_else(|source| Err(StateError::Json { path: self.path.clone(), source }))
+    }
+
     /// Changes the entries under the lock; writes only when something changed, and not at all when `change` fails.
     pub async fn change<R: Send + 'static>(
         &self,
@@ -262,9 +285,19 @@ impl<E: Serialize + DeserializeOwned + PartialEq + Clone + Send + 'static> Recor
     fn read_or_set_aside(&self) -> Result<Records<E>, StateError> {
         let Some(bytes) = read_file(&self.path)? else { return Ok(Records::default()) };
         self.parse(&bytes).unwrap_or_else(|reason| {
-            tracing::warn!(file = %self.path.display(), %reason, "a record file can't be read");
-            let now = jiff::Timestamp::now().as_second();
-            set_aside(&self.path, &format!("corrupt-{now}"))?;
+            let file = self.path.display();
+            if is_the_predecessors(&bytes) {
+                let aside = set_aside(&self.path, PREDECESSOR)?;
+                tracing::warn!(
+                    "{file} was written by the predecessor of this program; it is kept as {}. What it tells of is not \
+                     managed here: pods that it names may still run and cost money",
+                    aside.display()
+                );
+            } else {
+                let now = jiff::Timestamp::now().as_second();
+                let aside = set_aside(&self.path, &format!("{CORRUPT}{now}"))?;
+                tracing::warn!("{file} can't be read ({reason}); it is kept as {}", aside.display());
+            }
             Ok(Records::default())
         })
     }
@@ -280,5 +313,14 @@ impl<E: Serialize + DeserializeOwned + PartialEq + Clone + Send + 'static> Recor
             return Ok(Err(StateError::Newer { path: self.path.clone(), found: version.schema, known: SCHEMA }));
         }
         serde_json::from_slice(bytes).map(Ok)
+    }
+}
+
+/// JSON of our own always names its schema; the predecessor's files never did.
+fn is_the_predecessors(bytes: &[u8]) -> bool {
+    match serde_json::from_slice(bytes) {
+        Ok(serde_json::Value::Object(fields)) => !fields.contains_key("schema"),
+        Ok(other) => other.is_array(),
+        Err(_) => false,
     }
 }

@@ -7,6 +7,7 @@ mod comfy;
 pub mod context;
 pub mod error;
 mod gpus;
+pub mod offer;
 mod pods;
 mod schema;
 mod spending;
@@ -29,6 +30,8 @@ use crate::errors::harmless;
 
 pub use context::Context;
 pub use error::{ErrorKind, StillBilling, ToolError};
+pub use offer::{Offer, Toolset};
+pub use pods::reach_pod;
 pub use schema::PATH_MARK;
 
 /// What a call does to the world; the annotations of every face follow from it.
@@ -68,6 +71,7 @@ pub struct ToolDef {
     pub title: &'static str,
     pub description: &'static str,
     pub effect: Effect,
+    pub toolset: Toolset,
     pub example: &'static str,
     pub may_outlast_limit: bool,
     pub input_schema: fn() -> Value,
@@ -84,21 +88,21 @@ pub struct Answer {
 }
 
 pub static TOOLS: &[ToolDef] = &[
-    ToolDef::of::<pods::CreatePodWithVolume>(),
-    ToolDef::of::<tunnels::StartTunnel>(),
-    ToolDef::of::<comfy::ComfyStatus>(),
-    ToolDef::of::<comfy::ComfyQueue>(),
-    ToolDef::of::<pods::TerminatePod>(),
-    ToolDef::of::<pods::ListPods>(),
-    ToolDef::of::<pods::GetPod>(),
-    ToolDef::of::<volumes::ListVolumes>(),
-    ToolDef::of::<volumes::CreateVolume>(),
-    ToolDef::of::<gpus::ListGpus>(),
-    ToolDef::of::<tunnels::ListTunnels>(),
-    ToolDef::of::<tunnels::StopTunnel>(),
-    ToolDef::of::<comfy::ComfyRun>(),
-    ToolDef::of::<comfy::ComfyJob>(),
-    ToolDef::of::<spending::Spending>(),
+    ToolDef::of::<pods::CreatePodWithVolume>(Toolset::Pods),
+    ToolDef::of::<tunnels::StartTunnel>(Toolset::Tunnels),
+    ToolDef::of::<comfy::ComfyStatus>(Toolset::Comfy),
+    ToolDef::of::<comfy::ComfyQueue>(Toolset::Comfy),
+    ToolDef::of::<pods::TerminatePod>(Toolset::Pods),
+    ToolDef::of::<pods::ListPods>(Toolset::Pods),
+    ToolDef::of::<pods::GetPod>(Toolset::Pods),
+    ToolDef::of::<volumes::ListVolumes>(Toolset::Volumes),
+    ToolDef::of::<volumes::CreateVolume>(Toolset::Volumes),
+    ToolDef::of::<gpus::ListGpus>(Toolset::Pods),
+    ToolDef::of::<tunnels::ListTunnels>(Toolset::Tunnels),
+    ToolDef::of::<tunnels::StopTunnel>(Toolset::Tunnels),
+    ToolDef::of::<comfy::ComfyRun>(Toolset::Comfy),
+    ToolDef::of::<comfy::ComfyJob>(Toolset::Comfy),
+    ToolDef::of::<spending::Spending>(Toolset::Spending),
 ];
 
 pub fn find(name: &str) -> Option<&'static ToolDef> {
@@ -107,11 +111,7 @@ pub fn find(name: &str) -> Option<&'static ToolDef> {
 
 /// The tool of that name, or an error that lists the names there are.
 pub fn known(name: &str) -> Result<&'static ToolDef, ToolError> {
-    find(name).ok_or_else(|| {
-        let known: Vec<_> = TOOLS.iter().map(|tool| tool.name).collect();
-        ToolError::new(ErrorKind::InvalidInput, format!("there is no tool `{name}`"))
-            .hint(format!("use one of: {}", known.join(", ")))
-    })
+    Offer::everything().find(name)
 }
 
 /// Decodes, checks, runs, catches panics, keeps the time limit. `arguments` may be null for none.
@@ -178,12 +178,13 @@ async fn guarded(context: &Context, tool: &ToolDef, arguments: Value) -> Result<
 }
 
 impl ToolDef {
-    pub const fn of<T: Tool + 'static>() -> Self {
+    pub const fn of<T: Tool + 'static>(toolset: Toolset) -> Self {
         Self {
             name: T::NAME,
             title: T::TITLE,
             description: T::DESCRIPTION,
             effect: T::EFFECT,
+            toolset,
             example: T::EXAMPLE,
             may_outlast_limit: T::MAY_OUTLAST_LIMIT,
             input_schema: schema::input::<T::Input>,

@@ -12,7 +12,7 @@ use autopod_mcp::provider::{
 };
 use autopod_mcp::server::mcp::{self, Surroundings};
 use autopod_mcp::server::{LazyServices, catalog, json_rpc};
-use autopod_mcp::tools;
+use autopod_mcp::tools::{self, Offer};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines};
@@ -107,6 +107,7 @@ impl Mcp {
             served_output,
             services(home),
             Surroundings::RunPod,
+            Offer::everything(),
             CancellationToken::new(),
         ));
         let mut server = Self { input, output: BufReader::new(output).lines() };
@@ -144,7 +145,7 @@ async fn every_face_gives_the_same_value_and_it_fits_the_schema() {
     let address = listener.local_addr().expect("its address");
     let token = json_rpc::token(&home.path().join("rpc-token")).expect("a token");
     let stop = CancellationToken::new();
-    let serving = tokio::spawn(json_rpc::serve(listener, token, services(&home), stop.clone()));
+    let serving = tokio::spawn(json_rpc::serve(listener, token, services(&home), Offer::everything(), stop.clone()));
     let token = std::fs::read_to_string(home.path().join("rpc-token")).expect("the token's file");
     let by_rpc: Value = {
         use jsonrpsee::core::client::ClientT;

@@ -18,7 +18,7 @@ use crate::support::program::{PATIENCE, PROGRAM};
 use autopod_mcp::server::mcp::{self, Surroundings};
 use autopod_mcp::server::{LazyServices, catalog};
 use autopod_mcp::tools::context::Services;
-use autopod_mcp::tools::{TOOLS, ToolError};
+use autopod_mcp::tools::{Offer, TOOLS, ToolError};
 
 fn greeting() -> Value {
     json!({"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}})
@@ -255,8 +255,14 @@ fn in_process(
     let (input, served_input) = tokio::io::duplex(1 << 16);
     let (output, served_output) = tokio::io::duplex(1 << 16);
     let services = LazyServices::new(build);
-    let serving =
-        tokio::spawn(mcp::serve(served_input, served_output, services, Surroundings::RunPod, CancellationToken::new()));
+    let serving = tokio::spawn(mcp::serve(
+        served_input,
+        served_output,
+        services,
+        Surroundings::RunPod,
+        Offer::everything(),
+        CancellationToken::new(),
+    ));
     (input, BufReader::new(output).lines(), serving)
 }
 

@@ -204,6 +204,7 @@ async fn the_sandbox_answers_no_page_of_another_site() {
         clock: ClockMode::Manual,
         comfyui: None,
         idle_limit: None,
+        namespaces: true,
     };
     let sandbox = sandbox::start(options).await.expect("a sandbox");
     let address = sandbox.url().strip_prefix("http://").expect("http").to_owned();

@@ -180,7 +180,8 @@ async fn two_homes_on_one_account_leave_each_others_pods_alone() {
     assert_eq!(status, 201, "{stranger}");
     let refused = house.call("terminate_pod", json!({ "pod": stranger["id"] })).await;
     assert_eq!(refused.code, 4, "{refused:?}");
-    let done = house.ok("terminate_pod", json!({ "pod": stranger["id"], "allow_unmanaged": true })).await;
+    let id = &stranger["id"];
+    let done = house.ok("terminate_pod", json!({ "pod": id, "allow_unmanaged": true, "confirm_pod_id": id })).await;
     assert_eq!(done["done"], true, "{done}");
     house.end_processes();
     house.home = first_home;
@@ -263,7 +264,8 @@ async fn what_is_not_shown_yet_is_not_proven_gone() {
     let house = House::hurried().await;
     let id = house.create("young").await;
     let key = house.sandbox.key().to_owned().into();
-    let provider = autopod_mcp::app::connect(&house.home(), &house.origin(), "autopod-mcp").expect("a provider")(key);
+    let provider =
+        autopod_mcp::app::connect(Some(&house.home()), &house.origin(), "autopod-mcp").expect("a provider")(key);
     house.fault(json!({ "operation": "deletePod", "kind": "status_before", "status": 404 })).await;
     house.fault(json!({ "operation": "getPod", "kind": "status_before", "status": 404, "times": 20 })).await;
     house.fault(json!({ "operation": "listPods", "kind": "lagging_list", "seconds": 100_000, "times": 20 })).await;

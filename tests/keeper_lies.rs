@@ -103,7 +103,7 @@ struct Lied {
 impl Lied {
     async fn to(house: House, lie: impl Fn(&mut Pod, &mut Option<Timestamp>) + Send + Sync + 'static) -> Self {
         let stop = CancellationToken::new();
-        let honest = app::connect(&house.home(), house.sandbox.url(), "autopod-keeper").expect("a connection");
+        let honest = app::connect(Some(&house.home()), house.sandbox.url(), "autopod-keeper").expect("a connection");
         let lie: Lie = Arc::new(lie);
         let options = KeeperOptions {
             home: house.home(),

@@ -269,7 +269,7 @@ fn keeper_in_this_process(house: &House, timing: &Timing, stop: &CancellationTok
         timing: timing.clone(),
         origin: house.origin(),
         key: Some(SecretString::from(house.sandbox.key().to_owned())),
-        connect: app::connect(&house.home(), house.sandbox.url(), "autopod-keeper").expect("a connection"),
+        connect: app::connect(Some(&house.home()), house.sandbox.url(), "autopod-keeper").expect("a connection"),
         on_key: Arc::new(|_| {}),
         ssh_environment: house.environment(),
         stop: stop.clone(),

@@ -90,6 +90,7 @@ impl House {
             clock,
             comfyui: None,
             idle_limit: None,
+            namespaces: true,
         };
         let http = http();
         let sandbox = sandbox::start(options).await.expect("a sandbox");

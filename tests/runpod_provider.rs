@@ -1,7 +1,9 @@
 //! The RunPod client against a scripted server on a real socket: what it sends, how it reads, what it repeats.
 
+mod budget;
 mod contract;
 mod failures;
+mod logs;
 mod script;
 
 use std::collections::BTreeMap;
@@ -83,13 +85,56 @@ async fn a_create_sends_exactly_the_contract() {
 }
 
 #[tokio::test]
+async fn a_template_brings_what_the_request_leaves_out() {
+    let server = Script::start([json(201, POD), json(201, POD)]).await;
+    let client = server.client();
+    let registry = Some("reg1".to_owned());
+    let bare = PodSpec { image: None, template: Some("30zmvf89kd".into()), registry, ..spec() };
+    client.create_pod(&bare).await.unwrap();
+    client.create_pod(&PodSpec { image: spec().image, ..bare }).await.unwrap();
+    let bodies: Vec<_> = server.requests().iter().map(script::Request::json).collect();
+    assert_eq!((&bodies[0]["templateId"], &bodies[0]["registry"]), (&json!("30zmvf89kd"), &json!("reg1")));
+    assert_eq!((bodies[0].get("image"), bodies[0].get("args")), (None, None));
+    assert_eq!(bodies[1]["image"], "runpod/comfyui:latest");
+}
+
+#[tokio::test]
+async fn the_books_are_read_as_one_sum_a_pod() {
+    let record = |pod: &str, total: f64| {
+        json!({ "podId": pod, "totalAmount": total, "gpuAmount": total, "cpuAmount": 0,
+        "startTime": "2026-11-06T00:00:00Z", "endTime": "2026-11-06T01:00:00Z", "diskAmount": 0.01 })
+    };
+    let books = json!({ "records": [record("p2", 0.5), record("p1", 0.69), record("p2", 0.25)], "metadata": {} });
+    let more = json!({ "records": [record("p1", 0.01)], "pagination": { "hasNextPage": false } });
+    let first = json!({ "records": [record("p1", 0.02)], "pagination": { "nextCursor": "a", "hasNextPage": true } });
+    let steps = [json(200, &books.to_string()), json(200, &first.to_string()), json(200, &more.to_string())];
+    let refusals = [problem(403, "", "{}"), problem(404, "", "{}")];
+    let server = Script::start(steps.into_iter().chain(refusals)).await;
+    let client = server.client();
+    let (from, until) = ("2026-11-06T00:00:00Z".parse().unwrap(), "2026-11-07T00:00:00Z".parse().ok());
+    let bills = client.billing(from, until).await.unwrap().value;
+    let sums: Vec<_> = bills.iter().map(|bill| (bill.pod_id.as_str(), bill.total_usd, bill.disk_usd)).collect();
+    assert_eq!(sums, [("p1", 0.69, 0.01), ("p2", 0.75, 0.02)]);
+    // The same pod on two pages is charged on both.
+    assert_eq!(client.billing(from, None).await.unwrap().value[0].total_usd, 0.03);
+    assert!(matches!(client.billing(from, None).await, Err(ProviderError::Forbidden { .. })));
+    assert!(matches!(client.billing(from, None).await, Err(ProviderError::NotFound { .. })));
+    let lines: Vec<_> = server.requests().iter().map(script::Request::line).collect();
+    let span = "startTime=2026-11-06T00%3A00%3A00Z";
+    assert_eq!(lines[0], format!("GET /v2/billing/pods?bucketSize=hour&{span}&endTime=2026-11-07T00%3A00%3A00Z"));
+    assert_eq!(lines[1], format!("GET /v2/billing/pods?bucketSize=hour&{span}"));
+}
+
+#[tokio::test]
 async fn the_other_changes_send_exactly_the_contract() {
-    let server = Script::start([json(200, POD), json(201, VOLUME), json(200, VOLUME), answer(204, "", "")]).await;
+    let gone = || answer(204, "", "");
+    let server = Script::start([json(200, POD), json(201, VOLUME), json(200, VOLUME), gone(), gone()]).await;
     let client = server.client();
     client.control_pod("p1", PodAction::Stop).await.unwrap();
     client.create_volume(&volume_spec()).await.unwrap();
     client.grow_volume("v1", 200).await.unwrap();
     client.delete_pod("p1").await.unwrap();
+    client.delete_volume("v1").await.unwrap();
 
     let sent: Vec<_> = server.requests().iter().map(|request| (request.line(), request.body.clone())).collect();
     let body = |value: Value| value.to_string();
@@ -98,6 +143,7 @@ async fn the_other_changes_send_exactly_the_contract() {
     assert_eq!(sent[1], ("POST /v2/network-volumes".into(), body(volume)));
     assert_eq!(sent[2], ("PATCH /v2/network-volumes/v1".into(), body(json!({ "size": 200 }))));
     assert_eq!(sent[3], ("DELETE /v2/pods/p1".into(), String::new()));
+    assert_eq!(sent[4], ("DELETE /v2/network-volumes/v1".into(), String::new()));
 }
 
 #[tokio::test]

@@ -19,11 +19,16 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 use crate::support::http;
 use crate::support::program::PATIENCE;
+use crate::support::userns;
 
 mod comfy;
 mod files;
+mod isolation;
 mod ssh;
 mod validation;
+
+/// What a tunnel's session runs, which works with and without namespaces: with stdin at its end it ends at once.
+const LOGIN: &str = "echo in; exec cat >/dev/null";
 
 /// A container and a folder with the key that may enter it.
 struct Pod {
@@ -41,12 +46,16 @@ struct Tunnel {
 impl Pod {
     /// A container with nothing open yet.
     async fn closed() -> Pod {
+        Pod::closed_with(|spec| spec).await
+    }
+
+    async fn closed_with(change: impl FnOnce(ContainerSpec) -> ContainerSpec) -> Pod {
         let home = TempDir::new().expect("a temporary folder");
         std::fs::create_dir(home.path().join("ssh")).expect("a folder for keys");
         make_key(&home.path().join("ssh/id_ed25519"));
         let keys = std::fs::read_to_string(home.path().join("ssh/id_ed25519.pub")).expect("the public key");
         let spec = Pod::spec(&home, format!("# not a key\nnonsense\n{keys}"));
-        let container = Container::start(spec).await.expect("the container starts");
+        let container = Container::start(change(spec)).await.expect("the container starts");
         Pod { container: Arc::new(container), home }
     }
 
@@ -58,13 +67,22 @@ impl Pod {
         pod
     }
 
+    async fn open_with(change: impl FnOnce(ContainerSpec) -> ContainerSpec) -> Pod {
+        let pod = Pod::closed_with(change).await;
+        pod.container.open_ssh().await.expect("sshd");
+        pod
+    }
+
     fn spec(home: &TempDir, authorized_keys: String) -> ContainerSpec {
         ContainerSpec {
             pod_id: "pod123".into(),
+            address: Ipv4Addr::LOCALHOST,
+            former_port: None,
             folder: home.path().join("disk"),
             volume: None,
             authorized_keys,
             env: BTreeMap::new(),
+            namespaces: true,
             comfyui: None,
             gpu_name: "NVIDIA GeForce RTX 4090".into(),
             vram_gb: 24,

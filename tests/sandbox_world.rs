@@ -5,7 +5,9 @@ mod contract;
 mod faults;
 mod inside;
 mod life;
+mod mishaps;
 mod strictness;
+mod templates;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -28,7 +30,14 @@ pub struct Tested {
 }
 
 pub fn options(folder: &TempDir, clock: ClockMode) -> SandboxOptions {
-    SandboxOptions { listen: HERE, folder: folder.path().join("sandbox"), clock, comfyui: None, idle_limit: None }
+    SandboxOptions {
+        listen: HERE,
+        folder: folder.path().join("sandbox"),
+        clock,
+        comfyui: None,
+        idle_limit: None,
+        namespaces: true,
+    }
 }
 
 pub fn client() -> Client {

@@ -3,4 +3,5 @@
 pub mod http;
 pub mod openapi;
 pub mod program;
+pub mod userns;
 pub mod world;

@@ -75,7 +75,7 @@ pub(super) async fn ensure(home: &Home, launcher: &Launcher) -> Result<World, To
 }
 
 /// `None` when no sandbox holds this home's lock, or it doesn't listen yet.
-fn living(home: &Home) -> Result<Option<World>, ToolError> {
+pub(super) fn living(home: &Home) -> Result<Option<World>, ToolError> {
     if !state::is_held(&home.lock("sandbox")) {
         return Ok(None);
     }

@@ -10,12 +10,12 @@ mod rows;
 
 use std::time::{Duration, Instant};
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::progress::Bar;
 use super::signals::interruptible;
-use super::{output, paths, render, volume_delete};
+use super::{ask, output, paths, pod, render, volume_delete};
 use crate::app::{self, AppOptions};
 use crate::timing::WAIT_DEFAULT_SECONDS;
 use crate::tools::{self, Answer, Context, StillBilling, ToolDef, ToolError};
@@ -24,7 +24,7 @@ pub use rows::ROWS;
 
 /// One command.
 pub struct Row {
-    /// Two words: a group and a verb, like `pod list`.
+    /// A group and a verb, like `pod list`, or one word.
     pub path: &'static str,
     /// The tool it calls.
     pub tool: &'static str,
@@ -68,12 +68,16 @@ pub fn add_commands(mut program: Command) -> Command {
         for path in row.paths() {
             let (name, is_group) = path.split_once(' ').map_or((path, false), |(group, _)| (group, true));
             if program.find_subcommand(name).is_none() {
-                let about = if is_group { rows::about_group(name) } else { "" };
-                program = program.subcommand(Command::new(name).about(about).hide(!is_group).defer(fill));
+                let is_listed = is_group || path == row.path;
+                let about = match is_group {
+                    true => rows::about_group(name),
+                    false => row.tool().map_or("", |tool| tool.title),
+                };
+                program = program.subcommand(Command::new(name).about(about).hide(!is_listed).defer(fill));
             }
         }
     }
-    program
+    program.subcommands(pod::aliases())
 }
 
 /// Gives a group its verbs, and an alias of one word its flags.
@@ -91,8 +95,12 @@ fn fill(mut command: Command) -> Command {
             };
         }
     }
-    // Not a row, for no tool deletes volumes.
-    if name == "volume" { command.subcommand(volume_delete::command()) } else { command }
+    // No rows, for no tools stand behind them.
+    match name.as_str() {
+        pod::GROUP => pod::PodCommand::augment_subcommands(command),
+        volume_delete::GROUP => command.subcommand(volume_delete::command()),
+        _ => command,
+    }
 }
 
 fn add_flags(command: Command, row: &Row) -> Command {
@@ -144,7 +152,8 @@ pub async fn run(options: &AppOptions, row: &'static Row, matches: &ArgMatches) 
     let (last_tool, answer) = {
         let bar = Bar::start();
         interruptible(async {
-            let context = Context { progress: bar.progress(), ..Context::new(app::services(options).await?) };
+            let (progress, ask) = (bar.progress(), ask::at_terminal(&bar));
+            let context = Context { progress, ask, ..Context::new(app::services(options).await?) };
             until_done(|tool, arguments| tools::call(&context, tool.name, arguments), tool, arguments, timeout).await
         })
         .await?

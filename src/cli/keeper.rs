@@ -72,7 +72,7 @@ async fn work(
     let options = KeeperOptions {
         timing: app::timing_for(&seed.origin),
         key: seed.key.clone().map(SecretString::from),
-        connect: app::connect(&home, &seed.origin, "autopod-keeper")?,
+        connect: app::connect(Some(&home), &seed.origin, "autopod-keeper")?,
         origin: seed.origin.clone(),
         on_key: Arc::new({
             let newest = newest.clone();

@@ -37,6 +37,11 @@ impl Bar {
         Self(Some(bar))
     }
 
+    /// For whoever needs its line for a while.
+    pub(super) fn drawn(&self) -> Option<ProgressBar> {
+        self.0.clone()
+    }
+
     pub(super) fn progress(&self) -> Progress {
         let Some(bar) = self.0.clone() else { return Progress::none() };
         Progress::to(move |update| {

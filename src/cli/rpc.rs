@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::offer::OfferArgs;
 use super::output;
 use super::serve::{lazily, look_after_keeper};
 use super::signals::Signals;
@@ -21,9 +22,12 @@ pub(super) struct RpcArgs {
     /// Where to listen; only loopback is allowed, port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    #[command(flatten)]
+    offer: OfferArgs,
 }
 
 pub(super) async fn run(options: AppOptions, args: RpcArgs) -> Result<u8, ToolError> {
+    let offer = args.offer.chosen()?;
     let mut signals = Signals::listen()?;
     if !args.listen.ip().is_loopback() {
         return Err(ToolError::invalid("listen", format!("{} is not a loopback address", args.listen.ip()))
@@ -42,7 +46,7 @@ pub(super) async fn run(options: AppOptions, args: RpcArgs) -> Result<u8, ToolEr
     output::say(&format!("JSON-RPC: http://{address} and ws://{address}\nbearer token: {}", token_file.display()));
     tokio::spawn(look_after_keeper(options, services.clone()));
     let stop = CancellationToken::new();
-    let serving = json_rpc::serve(listener, token, services, stop.clone());
+    let serving = json_rpc::serve(listener, token, services, offer, stop.clone());
     tokio::pin!(serving);
     tokio::select! {
         result = &mut serving => result.map(|()| 0),

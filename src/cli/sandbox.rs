@@ -49,6 +49,9 @@ pub struct SandboxArgs {
     /// Run detached, and end, with its whole folder, when stdin ends; `demo` starts it so
     #[arg(long, hide = true)]
     tethered: bool,
+    /// Run no commands in the pods, as on a kernel without user namespaces
+    #[arg(long, hide = true)]
+    no_namespaces: bool,
 }
 
 pub async fn run(args: SandboxArgs, environment: &Environment) -> Result<u8, ToolError> {
@@ -72,6 +75,7 @@ pub async fn run(args: SandboxArgs, environment: &Environment) -> Result<u8, Too
         clock: if args.manual_clock { ClockMode::Manual } else { ClockMode::Live },
         comfyui: args.comfyui,
         idle_limit: detached.then_some(IDLE_LIMIT),
+        namespaces: !args.no_namespaces,
     })
     .await
     .map_err(|error| ToolError::new(ErrorKind::Setup, chain(&error)))?;

@@ -1,8 +1,11 @@
 //! `serve`: the server that AI assistants start.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::offer::OfferArgs;
 use super::signals::Signals;
 use crate::app::{self, AppOptions};
 use crate::server::LazyServices;
@@ -14,15 +17,19 @@ use crate::tools::ToolError;
 ///
 /// It ends when stdin does.
 #[derive(Debug, Args)]
-pub(super) struct ServeArgs {}
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    offer: OfferArgs,
+}
 
-pub(super) async fn run(options: AppOptions, _args: ServeArgs) -> Result<u8, ToolError> {
+pub(super) async fn run(options: AppOptions, args: ServeArgs) -> Result<u8, ToolError> {
+    let offer = args.offer.chosen()?;
     let mut signals = Signals::listen()?;
     let stop = CancellationToken::new();
     let services = lazily(options.clone());
     let surroundings = if options.sandbox { Surroundings::Sandbox } else { Surroundings::RunPod };
     tokio::spawn(look_after_keeper(options, services.clone()));
-    let serving = mcp::serve(tokio::io::stdin(), tokio::io::stdout(), services, surroundings, stop.clone());
+    let serving = mcp::serve(tokio::io::stdin(), tokio::io::stdout(), services, surroundings, offer, stop.clone());
     tokio::pin!(serving);
     tokio::select! {
         () = &mut serving => Ok(0),
@@ -47,12 +54,21 @@ pub(super) async fn look_after_keeper(options: AppOptions, services: LazyService
     }
 }
 
-/// The services of these options, wired at the first call.
+/// The services of these options, wired at the first call, and again when the config file has changed: a key or a limit
+/// that the user sets counts from the next call on.
 pub(super) fn lazily(options: AppOptions) -> LazyServices {
     let is_sandbox = options.sandbox;
+    let built_from = Arc::new(Mutex::new(None));
+    let is_stale = {
+        let (options, built_from) = (options.clone(), built_from.clone());
+        move || *built_from.lock().unwrap_or_else(PoisonError::into_inner) != app::config_stamp(&options)
+    };
     let services = LazyServices::new(move || {
         let options = options.clone();
+        // Before the file is read: a change in between is seen at the next call.
+        *built_from.lock().unwrap_or_else(PoisonError::into_inner) = app::config_stamp(&options);
         Box::pin(async move { app::services(&options).await })
     });
+    let services = services.renewed_when(is_stale);
     if is_sandbox { services.checked(app::check_world) } else { services }
 }

@@ -24,10 +24,11 @@ pub(super) fn run(args: ToolsArgs) -> Result<u8, ToolError> {
     }
     let rows: Vec<_> = TOOLS
         .iter()
-        .map(|tool| json!({"name": tool.name, "effect": tool.effect, "about": first_sentence(tool.description)}))
+        .map(|tool| json!({"name": tool.name, "toolset": tool.toolset.name(), "effect": tool.effect, "about": first_sentence(tool.description)}))
         .collect();
     let columns = [
         column("NAME", |row| render::text(&row["name"])),
+        column("TOOLSET", |row| render::text(&row["toolset"])),
         column("EFFECT", |row| render::text(&row["effect"])),
         column("WHAT IT DOES", |row| render::text(&row["about"])),
     ];

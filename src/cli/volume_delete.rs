@@ -11,6 +11,9 @@ use crate::app::{self, AppOptions};
 use crate::tools::volumes::delete::{self, Doomed};
 use crate::tools::{ErrorKind, StillBilling, ToolError};
 
+/// The group that it shares with rows over the tools.
+pub(super) const GROUP: &str = "volume";
+
 /// Delete a network volume and everything on it, for good
 #[derive(Debug, Args)]
 pub(super) struct VolumeDeleteArgs {
@@ -28,7 +31,7 @@ pub(super) fn command() -> Command {
 
 /// Its arguments, when it was asked for.
 pub(super) fn find(matches: &ArgMatches) -> Option<Result<VolumeDeleteArgs, clap::Error>> {
-    let group = matches.subcommand_matches("volume")?;
+    let group = matches.subcommand_matches(GROUP)?;
     group.subcommand_matches("delete").map(VolumeDeleteArgs::from_arg_matches)
 }
 

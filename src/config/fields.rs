@@ -35,7 +35,7 @@ pub fn all() -> impl Iterator<Item = &'static Field> {
 }
 
 /// The names in a config file that mean nothing to us.
-pub(super) fn unknown(file: &Map<String, Value>) -> Vec<String> {
+pub fn unknown(file: &Map<String, Value>) -> Vec<String> {
     let limits = file.get(LIMITS).and_then(Value::as_object);
     let outer = file.keys().filter(|name| *name != LIMITS).cloned();
     let inner = limits.into_iter().flat_map(Map::keys).map(|name| format!("{LIMITS}.{name}"));
@@ -60,7 +60,7 @@ impl Field {
                 path: path.to_owned(),
                 field: self.name,
                 // It may be the key, in another type than a text.
-                found: if self.name == API_KEY { Value::from("(hidden)") } else { value.clone() },
+                found: if self.name == API_KEY { "(hidden)".to_owned() } else { value.to_string() },
                 expected: self.expected,
             }),
             _ => Ok(()),

@@ -53,7 +53,7 @@ impl Config {
             None => Map::new(),
             Some(Value::Object(limits)) => limits.clone(),
             Some(found) => {
-                let (found, expected) = (found.clone(), "an object, like {\"max_usd_per_day\": 10}");
+                let (found, expected) = (found.to_string(), "an object, like {\"max_usd_per_day\": 10}");
                 return Err(ConfigError::Field { path: path.to_owned(), field: LIMITS, found, expected });
             }
         };
@@ -79,7 +79,7 @@ impl Config {
 
 /// The fields of a config file as they stand there; `None` when there is no file. An error never repeats the content,
 /// which may be a key.
-pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, ConfigError> {
+pub fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, ConfigError> {
     let Some(bytes) = state::read_file(path)? else { return Ok(None) };
     let unreadable = |reason: String| ConfigError::Unreadable { path: path.to_owned(), reason };
     match serde_json::from_slice(&bytes) {

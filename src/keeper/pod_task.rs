@@ -1,6 +1,6 @@
 //! One pod's life: journaled, POSTed once, looked for when the answer was unclear, followed, ended in time.
 
-mod clocks;
+mod acting;
 mod ending;
 mod placing;
 
@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use self::clocks::Clocks;
 use super::Keeper;
+use super::clocks::Lifetime;
 use crate::errors::chain;
-use crate::fleet::{Phase, PodRecord, WantedState};
+use crate::fleet::{Actor, Phase, PodRecord, WantedState};
 use crate::provider::{GpuProvider, Pod, PodStatus, ProviderError, Stamped};
+use crate::steps;
 
 /// The task of one intent.
 struct PodTask {
@@ -24,7 +26,7 @@ struct PodTask {
     /// When the provider may be asked again.
     next_call: Instant,
     backoff: Duration,
-    clocks: Clocks,
+    lifetime: Lifetime,
     /// As it was last read or written: while the file can't be read or has lost it, nothing else knows of the pod.
     last: Option<PodRecord>,
     /// A pod that exists and that the disk didn't take: the only trace of it, so it is followed and ended from here.
@@ -41,7 +43,7 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
         intent,
         next_call: Instant::now(),
         backoff,
-        clocks: Clocks::new(),
+        lifetime: Lifetime::start(),
         last: None,
         unrecorded: None,
     };
@@ -96,6 +98,8 @@ impl PodTask {
                     record.known.ending_cause = Some(cause.to_owned());
                 })
                 .await;
+                self.note("ending", json!({ "cause": cause }));
+                steps::reached("keeper: ending decided");
                 // An ending doesn't wait for the next poll.
                 self.next_call = Instant::now();
             }
@@ -108,7 +112,10 @@ impl PodTask {
                 Phase::Posting | Phase::Unknown => {
                     self.search(&*provider, &record).await;
                 }
-                Phase::Placed => self.follow(&*provider, record).await,
+                Phase::Placed => match record.pending_action().cloned() {
+                    Some(wish) => self.act(&*provider, record, wish).await,
+                    None => self.follow(&*provider, record).await,
+                },
                 Phase::Refused | Phase::Gone => {}
             }
         }
@@ -117,7 +124,8 @@ impl PodTask {
     fn reason_to_end(&self, record: &PodRecord) -> Option<&'static str> {
         if record.wanted.state == WantedState::Gone {
             Some("terminated")
-        } else if self.clocks.is_due(record.expires_at(), record.lifetime()) {
+        } else if self.keeper.clock.latest() >= record.expires_at() || self.lifetime.is_over(record.lifetime()) {
+            // Whichever clock comes first: a deadline is never kept too late.
             Some("its deadline passed")
         } else if record.known.ending_since.is_some() {
             // Decided before; endings aren't taken back.
@@ -149,43 +157,42 @@ impl PodTask {
     fn succeeded<T>(&mut self, answer: &Stamped<T>) -> Timestamp {
         self.backoff = self.keeper.timing.backoff_first;
         if let Some(date) = answer.date {
-            self.clocks.heard(date);
+            self.keeper.clock.heard(date);
         }
-        self.clocks.provider_now()
+        self.keeper.clock.now()
     }
 
-    /// Asks after the pod, but drops the question when the pod is to end: an ending waits for nothing.
+    /// Looks at the pod in the list that all tasks share; drops the question when the pod is to end, for an ending waits
+    /// for nothing.
     async fn follow(&mut self, provider: &dyn GpuProvider, record: PodRecord) {
         let Some(id) = record.known.pod_id.clone() else { return };
-        let answer = tokio::select! {
-            answer = provider.pod(&id) => answer,
+        let listed = tokio::select! {
+            listed = self.keeper.snapshot.get(provider, self.keeper.timing.pod_poll_waiting / 2) => listed,
             () = self.until_ending() => return,
         };
-        match answer {
+        let listed = match listed {
+            Ok(listed) => listed,
+            Err(error) => return self.trouble(&error).await,
+        };
+        let now = self.succeeded(&listed);
+        match listed.value.iter().find(|pod| pod.id == id && pod.status != PodStatus::Terminated) {
+            Some(pod) => self.learn(pod.clone(), now).await,
+            None => self.look_at_its_own_page(provider, &id, &record).await,
+        }
+    }
+
+    /// The list lacks it, which may be lag; that it is gone is proven by both.
+    async fn look_at_its_own_page(&mut self, provider: &dyn GpuProvider, id: &str, record: &PodRecord) {
+        match provider.pod(id).await {
             Ok(answer) if answer.value.status != PodStatus::Terminated => {
                 let now = self.succeeded(&answer);
-                let settled = answer.value.status == PodStatus::Exited
-                    || answer.value.status == PodStatus::Running && answer.value.ssh.is_some();
-                let timing = &self.keeper.timing;
-                self.call_again_in(if settled { timing.pod_poll_settled } else { timing.pod_poll_waiting });
                 self.learn(answer.value, now).await;
             }
+            Ok(_) | Err(ProviderError::NotFound { .. }) if self.may_lag(record) => self.back_off(),
             Ok(_) | Err(ProviderError::NotFound { .. }) => {
-                // It may be lag right after a create; only the list proves that it is gone.
-                match provider.pods().await {
-                    Ok(listed) => {
-                        self.succeeded(&listed);
-                        let there = listed.value.iter().any(|pod| pod.id == id && pod.status != PodStatus::Terminated);
-                        if there || self.may_lag(&record) {
-                            self.back_off();
-                        } else {
-                            self.gone("it ended without us").await;
-                            // Nobody has ended it, so a second look at the list is due.
-                            self.keeper.pods_may_be_lost.send_replace(true);
-                        }
-                    }
-                    Err(error) => self.trouble(&error).await,
-                }
+                self.gone("it ended without us").await;
+                // Nobody has ended it, so a second look at the list is due.
+                self.keeper.pods_may_be_lost.send_replace(true);
             }
             Err(error) => self.trouble(&error).await,
         }
@@ -206,6 +213,9 @@ impl PodTask {
     }
 
     async fn learn(&mut self, pod: Pod, now: Timestamp) {
+        let settled = pod.status == PodStatus::Exited || pod.status == PodStatus::Running && pod.ssh.is_some();
+        let timing = &self.keeper.timing;
+        self.call_again_in(if settled { timing.pod_poll_settled } else { timing.pod_poll_waiting });
         self.know(move |record| {
             record.learn_and_judge(&pod, now);
             record.known.problem = None;
@@ -260,6 +270,18 @@ impl PodTask {
 
     fn record(&self) -> Result<Option<PodRecord>, crate::state::StateError> {
         self.keeper.fleet.of_intent(&self.intent)
+    }
+
+    /// Into the audit log, with what names the pod.
+    fn note(&self, event: &str, facts: Value) {
+        let known = self.last.as_ref().map(|record| &record.known);
+        let mut line = json!({
+            "pod": self.name, "intent": self.intent, "pod_id": known.and_then(|known| known.pod_id.clone()),
+        });
+        if let (Some(line), Value::Object(facts)) = (line.as_object_mut(), facts) {
+            line.extend(facts);
+        }
+        self.keeper.audit.note(Actor::Keeper, event, line);
     }
 
     /// Writes what is known. A disk that is full must not keep a pod alive, so a failure is logged and the task goes

@@ -13,7 +13,7 @@ use crate::comfy::{ComfyClient, ComfyError, ComfyTimeouts};
 use crate::errors::chain;
 use crate::fleet::PodRecord;
 use crate::provider::{ProviderError, SshAddress};
-use crate::ssh::{self, Cause, Forward, KeyError, Tunnel};
+use crate::ssh::{self, Cause, Forward, KeyError, Tunnel, host_key_alias};
 use crate::state::StateError;
 use crate::tunnel::{LocalPort, TunnelKnown, TunnelRecord, TunnelState};
 
@@ -120,10 +120,12 @@ impl TunnelTask {
             return;
         };
         let forward = Forward {
-            user: target.address.user.clone(),
-            host: target.address.host.clone(),
-            port: target.address.port,
-            host_key_alias: target.host_key_alias.clone(),
+            target: ssh::Target {
+                user: target.address.user.clone(),
+                host: target.address.host.clone(),
+                port: target.address.port,
+                host_key_alias: target.host_key_alias.clone(),
+            },
             local_port,
             remote_port: record.wanted.remote_port,
         };
@@ -311,8 +313,9 @@ impl TunnelTask {
             Ok(pods) => pods,
             Err(error) => return Whereabouts::NotYet(chain(&error)),
         };
-        let target =
-            |address: SshAddress, starts: u32| Whereabouts::At(Target { address, host_key_alias: alias(id, starts) });
+        let target = |address: SshAddress, starts: u32| {
+            Whereabouts::At(Target { address, host_key_alias: host_key_alias(id, starts) })
+        };
         if let Some(pod) = pods.values().find(|pod| pod.known.pod_id.as_ref() == Some(id)) {
             return match (&pod.known.ssh, pod.is_open()) {
                 (_, false) => Whereabouts::Gone,
@@ -327,7 +330,7 @@ impl TunnelTask {
             Ok(answer) => match answer.value.ssh {
                 Some(address) => {
                     let start = answer.value.started_at.map_or(0, Timestamp::as_second);
-                    Whereabouts::At(Target { address, host_key_alias: format!("autopod-{id}-{start}") })
+                    Whereabouts::At(Target { address, host_key_alias: host_key_alias(id, start) })
                 }
                 None => Whereabouts::NotYet("the pod has no address for SSH (is 22/tcp among its ports?)".to_owned()),
             },
@@ -347,7 +350,7 @@ impl TunnelTask {
                 _ if !pod.is_open() => return "the pod is gone",
                 None => return "the pod has no address any more",
                 Some(address) if *address != target.address => return "the pod has a new address",
-                Some(_) if alias(&record.wanted.pod_id, pod.known.starts) != target.host_key_alias => {
+                Some(_) if host_key_alias(&record.wanted.pod_id, pod.known.starts) != target.host_key_alias => {
                     return "the pod was started anew";
                 }
                 Some(_) => {}
@@ -385,11 +388,6 @@ impl TunnelTask {
             tracing::error!(tunnel = self.name, error = %chain(&error), "what is known can't be written");
         }
     }
-}
-
-/// A pod has a new disk, and so a new host key, with each start; within one start the key is pinned.
-fn alias(pod_id: &str, starts: u32) -> String {
-    format!("autopod-{pod_id}-{starts}")
 }
 
 fn why_no_address(pod: &PodRecord) -> String {

@@ -11,7 +11,7 @@ use super::ProviderError;
 /// Lines as they come, until an error or until it is dropped.
 pub type LogStream = BoxStream<'static, Result<LogLine, ProviderError>>;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum LogSource {
     /// What the programs in the container print.

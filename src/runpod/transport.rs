@@ -4,31 +4,23 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use backon::{ExponentialBuilder, Retryable};
-use jiff::Timestamp;
-use reqwest::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER,
-};
-use reqwest::{Client, Method, Response, StatusCode, Url};
+use reqwest::header::{AUTHORIZATION, HeaderValue};
+use reqwest::{Client, Method, Response, Url};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use super::answer::{self, Answer, bounded, header, receiving_failed};
+use super::budget::{Budget, Told};
 use super::{ApiOrigin, RunPodOptions, RunPodTimeouts};
+use crate::background::account_of;
 use crate::errors::chain;
 use crate::provider::ProviderError;
 
-/// A list of some thousand pods stays far below this.
-const MAX_BODY: usize = 32 * 1024 * 1024;
-/// An error that needs more is no explanation.
-const MAX_ERROR_BODY: usize = 64 * 1024;
-const MAX_DETAIL_CHARS: usize = 600;
-const MAX_ERRORS: usize = 20;
-/// Shorter than a server's own limit, so that a POST is not sent into a connection that is just being closed.
+/// Shorter than a server's own limit, so that few requests are sent into a connection that is just being closed.
 const IDLE_CONNECTION: Duration = Duration::from_secs(20);
-const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(10);
-/// The longest window of the API's rate limits is an hour.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+const MOST_KEPT_CONNECTIONS: usize = 8;
 /// A shorter text is no secret, and redacting it would make holes in every message.
 const SHORTEST_SECRET: usize = 8;
 
@@ -50,13 +42,8 @@ pub(super) struct Call<'a> {
     id: Option<&'a str>,
     query: Vec<(&'static str, String)>,
     body: Option<Value>,
+    last_event_id: Option<String>,
     secrets: Vec<&'a str>,
-}
-
-/// The body of a success, and the provider's clock.
-pub(super) struct Answer {
-    pub body: Vec<u8>,
-    pub date: Option<Timestamp>,
 }
 
 pub(super) struct Transport {
@@ -64,12 +51,14 @@ pub(super) struct Transport {
     key: SecretString,
     user_agent: String,
     timeouts: RunPodTimeouts,
+    budget: Budget,
     client: OnceCell<Client>,
+    client_for_changes: OnceCell<Client>,
 }
 
 impl<'a> Call<'a> {
     pub fn new(operation: &'static Operation) -> Self {
-        Self { operation, id: None, query: Vec::new(), body: None, secrets: Vec::new() }
+        Self { operation, id: None, query: Vec::new(), body: None, last_event_id: None, secrets: Vec::new() }
     }
 
     pub fn id(mut self, id: &'a str) -> Self {
@@ -84,6 +73,12 @@ impl<'a> Call<'a> {
 
     pub fn body(mut self, body: Value) -> Self {
         self.body = Some(body);
+        self
+    }
+
+    /// Takes a stream up again after the event of this id.
+    pub fn last_event_id(mut self, id: String) -> Self {
+        self.last_event_id = Some(id);
         self
     }
 
@@ -112,8 +107,10 @@ impl<'a> Call<'a> {
 
 impl Transport {
     pub fn new(options: RunPodOptions) -> Self {
-        let RunPodOptions { origin, key, user_agent, timeouts, .. } = options;
-        Self { origin, key, user_agent, timeouts, client: OnceCell::new() }
+        let RunPodOptions { origin, key, user_agent, timeouts, budget } = options;
+        let budget = Budget::new(budget, account_of(&origin.to_string(), &key));
+        let (client, client_for_changes) = (OnceCell::new(), OnceCell::new());
+        Self { origin, key, user_agent, timeouts, budget, client, client_for_changes }
     }
 
     pub fn origin(&self) -> &ApiOrigin {
@@ -122,18 +119,35 @@ impl Transport {
 
     /// Sends the call, a safe one repeatedly. Bounded in time, whatever the other side does.
     pub async fn send(&self, call: &Call<'_>) -> Result<Answer, ProviderError> {
-        if !call.is_repeatable() {
-            return self.attempt(call, self.timeouts.create).await;
-        }
         let timeouts = &self.timeouts;
+        if !call.is_repeatable() {
+            let free_by = Instant::now() + timeouts.create;
+            return self.attempt(call, timeouts.create, free_by).await;
+        }
+        self.repeat(call, |free_by| self.attempt(call, timeouts.request, free_by)).await
+    }
+
+    /// Sends a safe call whose answer has no end; only its head is waited for.
+    pub async fn open(&self, call: &Call<'_>) -> Result<Response, ProviderError> {
+        self.repeat(call, |free_by| self.exchange(call, None, free_by)).await
+    }
+
+    async fn repeat<T, F: Future<Output = Result<T, ProviderError>>>(
+        &self,
+        call: &Call<'_>,
+        attempt: impl Fn(Instant) -> F,
+    ) -> Result<T, ProviderError> {
+        let timeouts = &self.timeouts;
+        let deadline = Instant::now() + timeouts.total;
+        let free_by = deadline.checked_sub(timeouts.connect).unwrap_or(deadline);
         let delays = ExponentialBuilder::default()
             .with_min_delay(timeouts.first_retry)
             .with_max_times(timeouts.attempts.saturating_sub(1))
             .with_jitter();
-        let attempts = (|| self.attempt(call, timeouts.request))
+        let attempts = (|| attempt(free_by))
             .retry(delays)
             .sleep(tokio::time::sleep)
-            .when(|error| self.is_worth_repeating(error))
+            .when(|error| self.is_worth_repeating(error, free_by))
             .adjust(|error, delay| match error {
                 ProviderError::RateLimited { retry_after } => delay.map(|delay| delay.max(*retry_after)),
                 _ => delay,
@@ -141,7 +155,7 @@ impl Transport {
             .notify(|error, delay| {
                 tracing::debug!(operation = call.operation.id, ?delay, error = chain(error), "retry")
             });
-        match tokio::time::timeout(timeouts.total, attempts).await {
+        match tokio::time::timeout_at(deadline, attempts).await {
             Ok(result) => result,
             Err(_) => Err(ProviderError::TimedOut { after: timeouts.total }),
         }
@@ -162,44 +176,81 @@ impl Transport {
         self.key.expose_secret().trim()
     }
 
-    fn is_worth_repeating(&self, error: &ProviderError) -> bool {
+    fn is_worth_repeating(&self, error: &ProviderError, free_by: Instant) -> bool {
         match error {
-            ProviderError::RateLimited { retry_after } => *retry_after <= self.timeouts.longest_rate_limit_wait,
+            ProviderError::RateLimited { retry_after } => {
+                *retry_after <= self.timeouts.longest_rate_limit_wait && Instant::now() + *retry_after <= free_by
+            }
             // What isn't implemented now isn't in half a second either.
             ProviderError::Server { status: 501, .. } => false,
             other => other.is_transient(),
         }
     }
 
-    async fn attempt(&self, call: &Call<'_>, time_limit: Duration) -> Result<Answer, ProviderError> {
+    async fn attempt(&self, call: &Call<'_>, limit: Duration, free_by: Instant) -> Result<Answer, ProviderError> {
+        let response = self.exchange(call, Some(limit), free_by).await?;
+        let result = answer::read(call.operation, response, limit).await;
+        if let Err(error) = &result {
+            tracing::debug!(operation = call.operation.id, error = chain(error), "the answer can't be read");
+        }
+        result
+    }
+
+    /// One request, when the rate limits have room for it, and the head of its answer. With `limit` the answer's body
+    /// has to be there in that time too.
+    async fn exchange(
+        &self,
+        call: &Call<'_>,
+        limit: Option<Duration>,
+        free_by: Instant,
+    ) -> Result<Response, ProviderError> {
         let path = call.path()?;
-        let url = self.url(&path, &call.query);
-        let authorization = self.authorization()?;
-        let client = self.client.get_or_try_init(async || self.build_client()).await?;
-        let mut request =
-            client.request(call.operation.method.clone(), url).header(AUTHORIZATION, authorization).timeout(time_limit);
+        let method = &call.operation.method;
+        let mut request = self.client(call).await?.request(method.clone(), self.url(&path, &call.query));
+        request = request.header(AUTHORIZATION, self.authorization()?);
+        if let Some(limit) = limit {
+            request = request.timeout(limit);
+        }
+        if let Some(id) = &call.last_event_id {
+            request = request.header("Last-Event-ID", id);
+        }
         if let Some(body) = &call.body {
             request = request.json(body);
         }
 
+        let limit = limit.unwrap_or(self.timeouts.request);
+        let urgent = *method == Method::DELETE;
+        let ticket = self.budget.take(urgent, limit, free_by).await?;
         let started = Instant::now();
-        let result = match request.send().await {
-            Ok(response) => {
-                let status = response.status();
+        let sent = tokio::time::timeout(limit, request.send()).await;
+        let told = sent.as_ref().ok().and_then(|sent| sent.as_ref().ok()).map(Told::from_response);
+        self.budget.settle(ticket, told).await;
+        let result = match sent {
+            Ok(Ok(response)) => {
+                let status = response.status().as_u16();
                 let rate_limit = header(response.headers(), "ratelimit").map(bounded);
-                let result = self.read(call, response, time_limit).await;
                 let ms = started.elapsed().as_millis();
-                let (method, status) = (&call.operation.method, status.as_u16());
                 tracing::debug!(%method, %path, status, ms, rate_limit, "request");
-                result
+                answer::accept(call.operation, response, limit, &|text| self.clean(text, call)).await
             }
-            Err(error) => Err(self.sending_failed(error, time_limit)),
+            Ok(Err(error)) => Err(self.sending_failed(error, limit)),
+            Err(_) => Err(ProviderError::TimedOut { after: limit }),
         };
         if let Err(error) = &result {
             let ms = started.elapsed().as_millis();
-            tracing::debug!(method = %call.operation.method, %path, ms, error = chain(error), "request failed");
+            tracing::debug!(%method, %path, ms, error = chain(error), "request failed");
         }
         result
+    }
+
+    /// What may not be sent twice goes over a connection of its own: one that was kept may have been closed by the
+    /// other side, and then nobody could tell whether the request arrived.
+    async fn client(&self, call: &Call<'_>) -> Result<&Client, ProviderError> {
+        let (client, kept) = match call.is_repeatable() {
+            true => (&self.client, MOST_KEPT_CONNECTIONS),
+            false => (&self.client_for_changes, 0),
+        };
+        client.get_or_try_init(async || self.build_client(kept)).await
     }
 
     fn url(&self, path: &str, query: &[(&'static str, String)]) -> Url {
@@ -221,7 +272,7 @@ impl Transport {
         Ok(value)
     }
 
-    fn build_client(&self) -> Result<Client, ProviderError> {
+    fn build_client(&self, kept_connections: usize) -> Result<Client, ProviderError> {
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             // The HTTP library would panic.
             return Err(ProviderError::Setup("this process has installed no TLS cryptography".to_owned()));
@@ -233,6 +284,7 @@ impl Transport {
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(self.timeouts.connect)
+            .pool_max_idle_per_host(kept_connections)
             .pool_idle_timeout(IDLE_CONNECTION);
         if self.origin.is_loopback() {
             builder = builder.no_proxy();
@@ -260,137 +312,4 @@ impl Transport {
             receiving_failed(error, time_limit)
         }
     }
-
-    async fn read(
-        &self,
-        call: &Call<'_>,
-        mut response: Response,
-        time_limit: Duration,
-    ) -> Result<Answer, ProviderError> {
-        let status = response.status();
-        let unreadable = |reason: String| ProviderError::Unreadable {
-            path: format!("{} {}", call.operation.method, call.operation.path),
-            reason,
-        };
-        if status.is_redirection() {
-            let target = header(response.headers(), LOCATION.as_str()).unwrap_or("nowhere");
-            let target = self.clean(target, call);
-            return Err(unreadable(format!(
-                "HTTP {} sends the request elsewhere ({target}): a captive portal, or a wrong RUNPOD_API_BASE_URL",
-                status.as_u16()
-            )));
-        }
-        if !status.is_success() {
-            // The status alone is definite; a body that breaks off only explains less.
-            let body = read_body(&mut response, MAX_ERROR_BODY, time_limit).await.unwrap_or_default();
-            return Err(self.refusal(call, status, response.headers(), &body));
-        }
-
-        let body = read_body(&mut response, MAX_BODY, time_limit).await.map_err(|failure| match failure {
-            BodyFailure::TooLarge => unreadable(format!("the body is larger than {} MiB", MAX_BODY >> 20)),
-            BodyFailure::Failed(error) => error,
-        })?;
-        if is_html(response.headers(), &body) {
-            return Err(unreadable("an HTML page instead of JSON: a captive portal or a proxy answered".to_owned()));
-        }
-        let date = header(response.headers(), DATE.as_str()).and_then(parse_date);
-        Ok(Answer { body, date })
-    }
-
-    fn refusal(&self, call: &Call<'_>, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ProviderError {
-        // `application/problem+json`, as far as it is there.
-        let problem: Value = serde_json::from_slice(body).unwrap_or_default();
-        let told = ["detail", "title"].iter().find_map(|name| problem[*name].as_str().filter(|text| !text.is_empty()));
-        let text = match told {
-            Some(text) => text.to_owned(),
-            None if is_html(headers, body) => {
-                format!("HTTP {} with an HTML page, not the API's own answer", status.as_u16())
-            }
-            None => format!("HTTP {status}, without an explanation"),
-        };
-        let detail = self.clean(&text, call);
-        match status.as_u16() {
-            400 => ProviderError::Refused { detail },
-            401 => ProviderError::Unauthorized { detail },
-            402 => ProviderError::PaymentRequired { detail },
-            403 => ProviderError::Forbidden { detail },
-            404 => ProviderError::NotFound { what: call.operation.what, detail },
-            409 => ProviderError::Conflict { detail },
-            422 => {
-                let told = problem["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
-                let errors = told.iter().take(MAX_ERRORS).map(|error| self.clean(&plain_text(error), call)).collect();
-                ProviderError::Invalid { detail, errors }
-            }
-            429 => ProviderError::RateLimited { retry_after: retry_after(headers) },
-            // 408 comes from something in between that may or may not have passed the request on.
-            status @ (408 | 500..) => ProviderError::Server { status, detail },
-            status => ProviderError::Refused { detail: format!("HTTP {status}: {detail}") },
-        }
-    }
-}
-
-enum BodyFailure {
-    TooLarge,
-    Failed(ProviderError),
-}
-
-async fn read_body(response: &mut Response, limit: usize, time_limit: Duration) -> Result<Vec<u8>, BodyFailure> {
-    let announced = header(response.headers(), CONTENT_LENGTH.as_str()).and_then(|text| text.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > limit as u64) {
-        return Err(BodyFailure::TooLarge);
-    }
-    let mut body = Vec::new();
-    loop {
-        match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() > limit => return Err(BodyFailure::TooLarge),
-            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
-            Ok(None) => return Ok(body),
-            Err(error) => return Err(BodyFailure::Failed(receiving_failed(error, time_limit))),
-        }
-    }
-}
-
-fn receiving_failed(error: reqwest::Error, time_limit: Duration) -> ProviderError {
-    if error.is_timeout() {
-        ProviderError::TimedOut { after: time_limit }
-    } else {
-        ProviderError::Broken { source: Box::new(error.without_url()) }
-    }
-}
-
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
-}
-
-fn is_html(headers: &HeaderMap, body: &[u8]) -> bool {
-    let told = header(headers, CONTENT_TYPE.as_str()).is_some_and(|kind| kind.trim_start().starts_with("text/html"));
-    told || body.trim_ascii_start().starts_with(b"<")
-}
-
-/// `Date: Sun, 06 Nov 1994 08:49:37 GMT`.
-fn parse_date(text: &str) -> Option<Timestamp> {
-    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
-}
-
-fn retry_after(headers: &HeaderMap) -> Duration {
-    let told = header(headers, RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok());
-    told.map_or(DEFAULT_RETRY_AFTER, Duration::from_secs).min(LONGEST_RETRY_AFTER)
-}
-
-/// An entry of `errors` is a string by the contract; another shape is shown as it is.
-fn plain_text(value: &Value) -> Cow<'_, str> {
-    match value {
-        Value::String(text) => Cow::Borrowed(text),
-        other => Cow::Owned(other.to_string()),
-    }
-}
-
-/// One line of bounded length: control characters could do things to a terminal.
-fn bounded(text: &str) -> String {
-    let mut rest = text.trim().chars();
-    let mut line: String = rest.by_ref().take(MAX_DETAIL_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if rest.next().is_some() {
-        line.push('…');
-    }
-    line
 }

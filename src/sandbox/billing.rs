@@ -5,6 +5,9 @@ use jiff::Timestamp;
 /// USD per GB and hour of container disk, from RunPod's price of 0.10 a month.
 pub const DISK_GB_HOUR: f64 = 0.10 / (30.0 * 24.0);
 
+/// A pod's own volume disk costs this while the pod runs, and twice as much while it is stopped.
+pub const VOLUME_GB_HOUR: f64 = 0.10 / (30.0 * 24.0);
+
 /// The running total of one pod.
 #[derive(Debug, Default, Clone)]
 pub struct Meter {

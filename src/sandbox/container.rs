@@ -20,10 +20,11 @@ use tokio_util::task::TaskTracker;
 use super::comfy_api::{Comfy, ComfySettings};
 use super::ssh_server;
 
+pub(super) mod isolation;
 pub(super) mod log;
 pub(super) mod network;
-mod strays;
 
+use isolation::{Inside, Isolation};
 use log::EventLog;
 use network::{Network, Via};
 
@@ -39,14 +40,20 @@ const STOP_GRACE: Duration = Duration::from_secs(10);
 pub struct ContainerSpec {
     /// Named in every entry of the event log.
     pub pod_id: String,
+    /// Where its ports are on this machine; a loopback address.
+    pub address: Ipv4Addr,
+    /// The SSH port it must not have: that of the pod's start before, since each start has another.
+    pub former_port: Option<u16>,
     /// The container's disk: made when missing, removed by [`Container::stop`].
     pub folder: PathBuf,
     /// Host folder of the network volume and its mount path inside.
     pub volume: Option<(PathBuf, String)>,
     /// `PUBLIC_KEY`: OpenSSH public keys, one a line.
     pub authorized_keys: String,
-    /// The pod's environment. As in a real container, commands run over SSH don't see it.
+    /// The environment of the pod's process 1. As in a real container, commands run over SSH don't inherit it.
     pub env: BTreeMap<String, String>,
+    /// Whether to try to run commands in namespaces of their own; without them no command runs.
+    pub namespaces: bool,
     /// URL of a real ComfyUI that is to stand behind the pod instead of ours.
     pub comfyui: Option<String>,
     /// What `/system_stats` reports.
@@ -69,15 +76,20 @@ pub struct Container {
 }
 
 impl Container {
-    /// Makes the disk and reserves the SSH port on 127.0.0.1. Nothing answers yet.
+    /// Makes the disk and reserves the SSH port. Nothing answers yet.
     pub async fn start(spec: ContainerSpec) -> io::Result<Container> {
         for folder in ["input", "output", "temp"] {
             tokio::fs::create_dir_all(spec.folder.join("ComfyUI").join(folder)).await?;
         }
-        // Commands find their folder in HOME, and strays are found by it: both want the one real path.
+        // Mount points are compared with it, so it has to be the one real path.
         let spec = ContainerSpec { folder: tokio::fs::canonicalize(&spec.folder).await?, ..spec };
-        let socket = TcpSocket::new_v4()?;
-        socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let mut socket = free_port(spec.address)?;
+        while Some(socket.local_addr()?.port()) == spec.former_port {
+            // While it is held, the next one is another.
+            let former = socket;
+            socket = free_port(spec.address)?;
+            drop(former);
+        }
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         Ok(Container {
@@ -95,20 +107,26 @@ impl Container {
         self.ssh_port
     }
 
-    /// The SSH server answers from here on, with a host key that no container had before. A second call changes
-    /// nothing.
+    /// The SSH server answers from here on, with a host key that no container had before, and the processes behind it
+    /// are started. A second call changes nothing.
     pub async fn open_ssh(&self) -> io::Result<()> {
         let Some(socket) = self.reserved.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+        let config = ssh_server::config().map_err(io::Error::other)?;
+        let listener = socket.listen(SSH_BACKLOG)?;
+        let inside = Inside {
+            disk: self.spec.folder.clone(),
+            volume: self.spec.volume.clone(),
+            env: self.spec.env.clone(),
+            namespaces: self.spec.namespaces,
+        };
         let pod = ssh_server::Pod {
-            folder: self.spec.folder.clone(),
+            isolation: Isolation::start(inside, self.log.clone(), self.stop.clone(), &self.tasks),
             authorized_keys: ssh_server::parse_authorized_keys(&self.spec.authorized_keys),
             network: self.network.clone(),
             log: self.log.clone(),
             stop: self.stop.clone(),
             tasks: self.tasks.clone(),
         };
-        let config = ssh_server::config().map_err(io::Error::other)?;
-        let listener = socket.listen(SSH_BACKLOG)?;
         self.tasks.spawn(ssh_server::serve(listener, config, Arc::new(pod)));
         Ok(())
     }
@@ -154,13 +172,18 @@ impl Container {
         if tokio::time::timeout(STOP_GRACE, self.tasks.wait()).await.is_err() {
             tracing::error!(pod = self.spec.pod_id, "tasks of a container did not end in time");
         }
-        strays::kill(&self.spec.folder).await;
         match tokio::fs::remove_dir_all(&self.spec.folder).await {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::error!(pod = self.spec.pod_id, %error, "the container's folder was not removed"),
         }
     }
+}
+
+fn free_port(address: Ipv4Addr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((address, 0).into())?;
+    Ok(socket)
 }
 
 impl Drop for Container {

@@ -8,7 +8,7 @@
 //! | `GET, POST, DELETE /_sandbox/faults` | the queue; one more, see [`super::faults::Fault`]; none any more |
 //! | `GET /_sandbox/pods` | `{pods: [...]}`, with those that have ended, their cost so far and their containers' events |
 //! | `GET, PUT /_sandbox/stock {"gpu", "data_center", "secure"?, "community"?}` | how many GPUs there are in all |
-//! | `PUT /_sandbox/rate_limit {"per_minute": n}` | the quota of a minute |
+//! | `PUT /_sandbox/rate_limit {"per_minute"?, "per_hour"?, "per_day"?, "minute_seconds"?}` | each key's quotas |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use super::catalog::{self, Stock};
 use super::clock::ClockMode;
 use super::faults::Fault;
+use super::rate_limit::NewPolicy;
 use super::runpod_api::Problem;
 use super::world::World;
 
@@ -73,11 +74,7 @@ async fn list_faults(State(world): State<Arc<World>>) -> Json<Value> {
 
 async fn add_fault(State(world): State<Arc<World>>, body: Bytes) -> Result<Json<Value>, Problem> {
     let fault: Fault = read(&body)?;
-    let never = fault
-        .kind
-        .only_for()
-        .is_some_and(|operations| fault.operation != "*" && !operations.contains(&fault.operation.as_str()));
-    if never || fault.times == 0 || fault.status.is_some_and(|status| !(200..=599).contains(&status)) {
+    if !fault.is_possible() {
         return Err(Problem::new(422, "this fault could never happen"));
     }
     world.faults.add(fault);
@@ -135,16 +132,10 @@ async fn set_stock(State(world): State<Arc<World>>, body: Bytes) -> Result<Json<
     Ok(list_stock(State(world)).await)
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NewRateLimit {
-    per_minute: u64,
-}
-
 async fn set_rate_limit(State(world): State<Arc<World>>, body: Bytes) -> Result<Json<Value>, Problem> {
-    let new: NewRateLimit = read(&body)?;
-    world.rate_limit.set_per_minute(new.per_minute);
-    Ok(Json(json!({ "per_minute": new.per_minute })))
+    let new: NewPolicy = read(&body)?;
+    let policy = world.rate_limit.set(&new).ok_or_else(|| Problem::new(422, "minute_seconds must be at least 1"))?;
+    Ok(Json(policy))
 }
 
 /// The body whatever its content type, so that a bare `curl -d` does.

@@ -40,6 +40,9 @@ impl World {
     }
 
     async fn step(&self, pod: &mut Pod, at: Timestamp) -> io::Result<Stage> {
+        if pod.fails_at.take_if(|stage| *stage == pod.stage).is_some() {
+            return Err(io::Error::other("the machine failed"));
+        }
         match pod.stage {
             Stage::Allocating => {
                 pod.has_machine = true;
@@ -48,6 +51,7 @@ impl World {
             }
             Stage::Starting => {
                 let container = Container::start(self.container_spec(pod)?).await?;
+                pod.ssh_port = Some(container.ssh_port());
                 pod.container = Some(Arc::new(container));
                 pod.container_starts += 1;
                 if !pod.restarting {
@@ -99,10 +103,13 @@ impl World {
         env.insert("RUNPOD_GPU_COUNT".to_owned(), pod.config.gpu_count.to_string());
         Ok(ContainerSpec {
             pod_id: pod.id.clone(),
+            address: pod.address,
+            former_port: pod.ssh_port,
             folder,
             volume,
             authorized_keys: pod.public_key().to_owned(),
             env,
+            namespaces: self.namespaces,
             comfyui: self.comfyui.clone(),
             gpu_name: pod.config.gpu.id.to_owned(),
             vram_gb: pod.config.gpu.memory_gb,
@@ -122,7 +129,7 @@ impl World {
 
     pub async fn stop_pod(&self, pod: &mut Pod, at: Timestamp) {
         self.close_container(pod).await;
-        pod.meter.stop(at);
+        pod.charge_stopped(at);
         pod.restarting = false;
         pod.log(at, "system", "stop container");
         pod.enter(Stage::Stopped, at);

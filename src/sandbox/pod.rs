@@ -1,15 +1,18 @@
 //! One pod of the world: what was asked for, how far it has come, and how RunPod shows it.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::billing::{DISK_GB_HOUR, Meter};
-use super::catalog::{Cloud, Gpu};
+use super::billing::{DISK_GB_HOUR, Meter, VOLUME_GB_HOUR};
+use super::catalog::{Cloud, DATA_CENTERS, GPUS, Gpu, find_data_center, find_gpu};
 use super::container::Container;
+use super::faults::{Fault, FaultKind};
 
 /// What a create asked for, checked and filled up with the defaults.
 #[derive(Debug, Clone)]
@@ -29,6 +32,7 @@ pub struct PodConfig {
     pub mount: Option<Mount>,
     pub data_center: &'static str,
     pub global_networking: bool,
+    pub registry: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +48,8 @@ pub enum Mount {
 }
 
 /// How far a pod has come on its way up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     Allocating,
     Starting,
@@ -87,6 +92,8 @@ pub struct Pod {
     pub has_machine: bool,
     pub restarting: bool,
     pub container: Option<Arc<Container>>,
+    /// The SSH port of its latest container.
+    pub ssh_port: Option<u16>,
     /// How often a container was started.
     pub container_starts: u32,
     /// What earlier containers of this pod had logged.
@@ -95,6 +102,12 @@ pub struct Pod {
     pub logs: Vec<LogLine>,
     /// The API key inside the container, good for this pod alone.
     pub scoped_key: String,
+    /// Where its ports are on this machine.
+    pub address: Ipv4Addr,
+    /// USD an hour instead of the catalog's price.
+    pub odd_price: Option<f64>,
+    /// The stage that it won't get beyond this time.
+    pub fails_at: Option<Stage>,
 }
 
 impl Pod {
@@ -110,11 +123,15 @@ impl Pod {
             has_machine: false,
             restarting: false,
             container: None,
+            ssh_port: None,
             container_starts: 0,
             past_events: Vec::new(),
             meter: Meter::default(),
             logs: Vec::new(),
             scoped_key,
+            address: Ipv4Addr::LOCALHOST,
+            odd_price: None,
+            fails_at: None,
         };
         pod.charge(now);
         pod.log(now, "system", "waiting for a machine");
@@ -155,12 +172,49 @@ impl Pod {
 
     /// USD an hour for its GPUs, whether or not they are charged right now.
     pub fn price(&self) -> f64 {
-        self.config.gpu.price(self.config.cloud).unwrap_or_default() * f64::from(self.config.gpu_count)
+        let usual = || self.config.gpu.price(self.config.cloud).unwrap_or_default() * f64::from(self.config.gpu_count);
+        self.odd_price.unwrap_or_else(usual)
+    }
+
+    /// What befalls it by a fault of the create or start that it comes from.
+    pub fn suffer(&mut self, fault: &Fault) {
+        let config = &mut self.config;
+        match fault.kind {
+            FaultKind::Elsewhere => {
+                let other = DATA_CENTERS.iter().find(|center| center.id != config.data_center);
+                let named = fault.data_center.as_deref().and_then(find_data_center);
+                config.data_center = named.or(other).map_or(config.data_center, |center| center.id);
+            }
+            FaultKind::ChangedGpu => {
+                let other = GPUS.iter().find(|gpu| gpu.id != config.gpu.id && gpu.price(config.cloud).is_some());
+                config.gpu = fault.gpu.as_deref().and_then(find_gpu).or(other).unwrap_or(config.gpu);
+            }
+            FaultKind::ChangedAddress => {
+                let [.., last] = self.address.octets();
+                self.address = Ipv4Addr::new(127, 0, 0, last % 250 + 1);
+            }
+            FaultKind::ErrorState => self.fails_at = Some(fault.stage.unwrap_or(Stage::Allocating)),
+            FaultKind::Price => self.odd_price = Some(fault.cost.unwrap_or(2.0 * self.price())),
+            _ => {}
+        }
     }
 
     pub fn charge(&mut self, at: Timestamp) {
         let disk = f64::from(self.config.disk_gb) * DISK_GB_HOUR;
-        self.meter.charge(at, self.price(), disk);
+        let volume = self.volume_gb() * VOLUME_GB_HOUR;
+        self.meter.charge(at, self.price(), disk + volume);
+    }
+
+    /// A stopped pod costs nothing but a volume disk of its own; network volumes are the account's.
+    pub fn charge_stopped(&mut self, at: Timestamp) {
+        self.meter.charge(at, 0.0, 2.0 * self.volume_gb() * VOLUME_GB_HOUR);
+    }
+
+    fn volume_gb(&self) -> f64 {
+        match &self.config.mount {
+            Some(Mount::Persistent { size_gb, .. }) => f64::from(*size_gb),
+            _ => 0.0,
+        }
     }
 
     /// When its next step is due, if one is.
@@ -220,7 +274,7 @@ impl Pod {
             "disk": config.disk_gb,
             "ports": config.ports.iter().map(Port::text).collect::<Vec<_>>(),
             "env": config.env,
-            "registry": null,
+            "registry": config.registry,
             "status": self.status(),
             "actions": self.actions(),
             "mounts": self.mounts(),
@@ -260,8 +314,9 @@ impl Pod {
         match &self.container {
             Some(container) if self.exposes(22, false) => {
                 let port = container.ssh_port();
-                let command = format!("ssh root@127.0.0.1 -p {port}");
-                json!({ "host": "127.0.0.1", "port": port, "username": "root", "command": command })
+                let host = self.address;
+                let command = format!("ssh root@{host} -p {port}");
+                json!({ "host": host, "port": port, "username": "root", "command": command })
             }
             _ => Value::Null,
         }
@@ -277,7 +332,8 @@ impl Pod {
     fn runtime(&self, now: Timestamp) -> Value {
         let Some(container) = &self.container else { return Value::Null };
         let up_since = self.started_at.unwrap_or(now);
-        let ports = self.config.ports.iter().map(|port| port.mapping(container.ssh_port())).collect::<Vec<_>>();
+        let ports =
+            self.config.ports.iter().map(|port| port.mapping(self.address, container.ssh_port())).collect::<Vec<_>>();
         let gpus = (0..self.config.gpu_count).map(|_| json!({ "util": 0, "memoryUtil": 1 })).collect::<Vec<_>>();
         json!({
             "uptime": now.duration_since(up_since).as_secs().max(0),
@@ -321,12 +377,12 @@ impl Port {
 
     /// An HTTP port is reached through RunPod's proxy, so its mapping shows an address inside; of the TCP ports the
     /// world maps sshd's alone.
-    fn mapping(&self, ssh_port: u16) -> Value {
+    fn mapping(&self, address: Ipv4Addr, ssh_port: u16) -> Value {
         match (self.http, self.number) {
             (true, number) => json!({
                 "private": number, "public": 60_000 + u32::from(number % 5_000), "type": "http", "ip": "100.65.24.7"
             }),
-            (false, 22) => json!({ "private": 22, "public": ssh_port, "type": "tcp", "ip": "127.0.0.1" }),
+            (false, 22) => json!({ "private": 22, "public": ssh_port, "type": "tcp", "ip": address }),
             (false, number) => json!({ "private": number, "public": null, "type": "tcp", "ip": null }),
         }
     }

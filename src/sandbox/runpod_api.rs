@@ -8,6 +8,7 @@ mod billing;
 mod catalog;
 mod logs;
 mod pods;
+mod templates;
 mod validation;
 mod volumes;
 
@@ -100,21 +101,21 @@ async fn decide(world: &Arc<World>, call: &Call) -> Outcome {
         Ok(caller) => caller,
         Err(problem) => return Outcome::plain(problem.into_answer()),
     };
-    let quota = world.rate_limit.count();
+    let quota = world.rate_limit.count(caller.name());
     let route = Route::find(&call.method, &call.segments);
     let operation = route.as_ref().map_or("", Route::operation);
     let delay = world.faults.take_delay(operation);
     if let Some(delay) = &delay {
         tokio::time::sleep(Duration::from_millis(delay.delay_ms.unwrap_or(1_000))).await;
     }
-    let fault = world.faults.take_for(operation, wanted_gpu(world, &route, call).await.as_deref());
+    let faults = world.faults.take_for(operation, wanted_gpu(world, &route, call).await.as_deref());
     let mut outcome = match (&quota, &route) {
         (Quota { exceeded: Some((window, seconds)), .. }, _) => Outcome::plain(
             Problem::new(429, format!("rate limit exceeded for the {window} window"))
                 .into_answer()
                 .with_header("retry-after", seconds.to_string()),
         ),
-        _ => faulty(world, call, &caller, route, fault).await,
+        _ => faulty(world, call, &caller, route, &faults).await,
     };
     if let Outcome::Answered { answer, injected } = &mut outcome {
         *injected |= delay.is_some();
@@ -124,25 +125,18 @@ async fn decide(world: &Arc<World>, call: &Call) -> Outcome {
     outcome
 }
 
-/// Answers the request the way the fault wants it.
-async fn faulty(
-    world: &Arc<World>,
-    call: &Call,
-    caller: &Caller,
-    route: Option<Route>,
-    fault: Option<Fault>,
-) -> Outcome {
-    let Some(fault) = fault else { return Outcome::plain(perform(world, call, caller, route, None).await) };
-    let before = matches!(fault.kind, FaultKind::StatusBefore | FaultKind::HangBefore | FaultKind::ResetBefore);
-    let done = match before {
+/// Answers the request the way the faults want it.
+async fn faulty(world: &Arc<World>, call: &Call, caller: &Caller, route: Option<Route>, faults: &[Fault]) -> Outcome {
+    let Some(fault) = faults.first() else { return Outcome::plain(perform(world, call, caller, route, &[]).await) };
+    let done = match fault.kind.is_before() {
         true => None,
-        false => Some(perform(world, call, caller, route, Some(&fault)).await),
+        false => Some(perform(world, call, caller, route, faults).await),
     };
     match (fault.kind, done) {
         (FaultKind::HangBefore | FaultKind::HangAfter, _) => Outcome::Silent,
         (FaultKind::ResetBefore | FaultKind::ResetAfter, _) => Outcome::Cut,
         (FaultKind::Garbage, Some(answer)) => Outcome::injected(answer.garbled()),
-        (FaultKind::StatusBefore | FaultKind::StatusAfter, _) | (_, None) => Outcome::injected(fault_answer(&fault)),
+        (FaultKind::StatusBefore | FaultKind::StatusAfter, _) | (_, None) => Outcome::injected(fault_answer(fault)),
         (_, Some(answer)) => Outcome::injected(answer),
     }
 }
@@ -171,6 +165,15 @@ pub enum Caller {
     Pod(String),
 }
 
+impl Caller {
+    fn name(&self) -> &str {
+        match self {
+            Self::Account => "account",
+            Self::Pod(id) => id,
+        }
+    }
+}
+
 async fn authorize(world: &World, call: &Call) -> Result<Caller, Problem> {
     let agent = call.headers.get(header::USER_AGENT).map(|agent| agent.as_bytes());
     if agent.is_none_or(<[u8]>::is_empty) {
@@ -185,7 +188,8 @@ async fn authorize(world: &World, call: &Call) -> Result<Caller, Problem> {
         return Ok(Caller::Account);
     }
     let state = world.state().await;
-    match state.pods.iter().find(|pod| !pod.is_gone() && pod.scoped_key == token) {
+    // Of a pod that has ended too: what waits inside for the end is to read a 404 and not that its key is wrong.
+    match state.pods.iter().find(|pod| pod.scoped_key == token) {
         Some(pod) => Ok(Caller::Pod(pod.id.clone())),
         None => Err(Problem::new(401, "invalid bearer token")),
     }
@@ -211,6 +215,11 @@ enum Route {
     GetDataCenter(String),
     GetSshKeys,
     ListPodBilling,
+    ListTemplates,
+    GetTemplate(String),
+    ListPublicTemplates,
+    ListRegistries,
+    GetRegistry(String),
 }
 
 impl Route {
@@ -234,6 +243,11 @@ impl Route {
             ("GET", ["catalog", "datacenters", id]) => Self::GetDataCenter((*id).to_owned()),
             ("GET", ["account", "ssh-keys"]) => Self::GetSshKeys,
             ("GET", ["billing", "pods"]) => Self::ListPodBilling,
+            ("GET", ["templates"]) => Self::ListTemplates,
+            ("GET", ["templates", id]) => Self::GetTemplate((*id).to_owned()),
+            ("GET", ["catalog", "templates"]) => Self::ListPublicTemplates,
+            ("GET", ["registries"]) => Self::ListRegistries,
+            ("GET", ["registries", id]) if *id != "delegations" => Self::GetRegistry((*id).to_owned()),
             _ => return None,
         };
         Some(route)
@@ -259,41 +273,43 @@ impl Route {
             Self::GetDataCenter(_) => "getDataCenter",
             Self::GetSshKeys => "getSshKeys",
             Self::ListPodBilling => "listPodBilling",
+            Self::ListTemplates => "listTemplates",
+            Self::GetTemplate(_) => "getTemplate",
+            Self::ListPublicTemplates => "listPublicTemplates",
+            Self::ListRegistries => "listRegistries",
+            Self::GetRegistry(_) => "getRegistry",
         }
     }
 
-    /// The pod a pod's own key may do this to; an account's key may do everything.
-    fn own_pod(&self) -> Option<&str> {
+    /// Whether the key inside this pod may do it; an account's key may do everything.
+    fn is_for_pod(&self, own: &str, call: &Call) -> bool {
         match self {
-            Self::GetPod(id) | Self::DeletePod(id) | Self::PodAction(id) | Self::GetPodLogs(id) => Some(id),
-            _ => None,
+            Self::GetPod(id) | Self::DeletePod(id) => id == own,
+            Self::PodAction(id) => {
+                id == own && matches!(&call.body, RequestBody::Json(body) if body["action"] == "terminate")
+            }
+            _ => false,
         }
     }
 }
 
-async fn perform(
-    world: &Arc<World>,
-    call: &Call,
-    caller: &Caller,
-    route: Option<Route>,
-    fault: Option<&Fault>,
-) -> Answer {
+async fn perform(world: &Arc<World>, call: &Call, caller: &Caller, route: Option<Route>, faults: &[Fault]) -> Answer {
     let Some(route) = route else {
         let detail = format!("the sandbox doesn't have the route {} {}", call.method, call.path);
         tracing::warn!(method = %call.method, path = call.path, "a route that the sandbox doesn't have");
         return Problem::new(501, detail).into_answer();
     };
     if let Caller::Pod(own) = caller
-        && route.own_pod() != Some(own)
+        && !route.is_for_pod(own, call)
     {
-        return Problem::new(403, "this key is good for its own pod only").into_answer();
+        return Problem::new(403, "this key can only look at its own pod and terminate it").into_answer();
     }
     let answer = match &route {
-        Route::ListPods => pods::list(world, call, fault).await,
-        Route::CreatePod => pods::create(world, call, fault).await,
+        Route::ListPods => pods::list(world, call, faults).await,
+        Route::CreatePod => pods::create(world, call, faults).await,
         Route::GetPod(id) => pods::get(world, call, id).await,
         Route::DeletePod(id) => pods::delete(world, call, id).await,
-        Route::PodAction(id) => pods::act(world, call, id, fault).await,
+        Route::PodAction(id) => pods::act(world, call, id, faults).await,
         Route::GetPodLogs(id) => logs::stream(world, call, id).await,
         Route::ListNetworkVolumes => volumes::list(world, call).await,
         Route::CreateNetworkVolume => volumes::create(world, call).await,
@@ -306,6 +322,11 @@ async fn perform(
         Route::GetDataCenter(id) => catalog::get_data_center(world, call, id).await,
         Route::GetSshKeys => pods::ssh_keys(call),
         Route::ListPodBilling => billing::list(world, call).await,
+        Route::ListTemplates => templates::list(call),
+        Route::GetTemplate(id) => templates::get(call, id),
+        Route::ListPublicTemplates => templates::list_public(call),
+        Route::ListRegistries => templates::list_registries(call),
+        Route::GetRegistry(id) => templates::get_registry(call, id),
     };
     answer.unwrap_or_else(Problem::into_answer)
 }

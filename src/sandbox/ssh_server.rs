@@ -1,13 +1,13 @@
 //! The SSH server of one pod: public keys only, commands in a real shell, forwards to the pod's own ports.
 //!
-//! What a plain sshd of a GPU image would do for the tunnel is done for real; what nobody needs here (terminals,
-//! SFTP, agents, X11, remote forwards) is refused.
+//! What a plain sshd of a GPU image would do for tunnels and copies is done for real; what nobody needs here
+//! (terminals, agents, X11, remote forwards) is refused.
 //!
 //! One limit comes from russh: a channel whose receiver does not read holds up its whole connection once its buffer
 //! of [`CHANNEL_MESSAGES`] messages is full. A command that never reads a large stdin shows it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::container::isolation::Isolation;
 use super::container::log::EventLog;
 use super::container::network::{self, Network, Severable, Via};
 
@@ -36,10 +37,17 @@ const CHANNEL_MESSAGES: usize = 256;
 const REFUSAL_DELAY: Duration = Duration::from_millis(50);
 /// How long a client may take to introduce itself.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
+/// Where systems have OpenSSH's SFTP server; all are lent to the pods.
+const SFTP_SERVERS: &[&str] = &[
+    "/usr/lib/openssh/sftp-server",
+    "/usr/libexec/openssh/sftp-server",
+    "/usr/lib/ssh/sftp-server",
+    "/usr/libexec/sftp-server",
+];
 
 /// What the server needs to know of its pod.
 pub struct Pod {
-    pub folder: PathBuf,
+    pub isolation: Isolation,
     pub authorized_keys: Vec<PublicKey>,
     pub network: Network,
     pub log: EventLog,
@@ -138,6 +146,24 @@ impl Connection {
         let known = self.pod.authorized_keys.iter().any(|authorized| authorized.key_data() == key.key_data());
         if user == USER && known { Auth::Accept } else { Auth::reject() }
     }
+
+    fn run(&mut self, id: ChannelId, command: &[u8], session: &mut Session) -> Result<(), russh::Error> {
+        let Some(SessionChannel::Fresh(channel)) = self.sessions.remove(&id) else {
+            return session.channel_failure(id);
+        };
+        let ended = self.pod.stop.child_token();
+        self.sessions.insert(id, SessionChannel::Running { _ends_the_command: ended.clone().drop_guard() });
+        session.channel_success(id)?;
+        let run = command::Run {
+            command: command.to_vec(),
+            isolation: self.pod.isolation.clone(),
+            handle: session.handle(),
+            ended,
+            log: self.pod.log.clone(),
+        };
+        self.pod.tasks.spawn(run.carry_out(channel));
+        Ok(())
+    }
 }
 
 impl Handler for Connection {
@@ -192,21 +218,7 @@ impl Handler for Connection {
     }
 
     async fn exec_request(&mut self, id: ChannelId, command: &[u8], session: &mut Session) -> Result<(), Self::Error> {
-        let Some(SessionChannel::Fresh(channel)) = self.sessions.remove(&id) else {
-            return session.channel_failure(id);
-        };
-        let ended = self.pod.stop.child_token();
-        self.sessions.insert(id, SessionChannel::Running { _ends_the_command: ended.clone().drop_guard() });
-        session.channel_success(id)?;
-        let run = command::Run {
-            command: command.to_vec(),
-            folder: self.pod.folder.clone(),
-            handle: session.handle(),
-            ended,
-            log: self.pod.log.clone(),
-        };
-        self.pod.tasks.spawn(run.carry_out(channel));
-        Ok(())
+        self.run(id, command, session)
     }
 
     async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), Self::Error> {
@@ -253,8 +265,14 @@ impl Handler for Connection {
         session.channel_failure(id)
     }
 
-    async fn subsystem_request(&mut self, id: ChannelId, _: &str, session: &mut Session) -> Result<(), Self::Error> {
-        session.channel_failure(id)
+    async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut Session) -> Result<(), Self::Error> {
+        let server = SFTP_SERVERS.iter().find(|path| name == "sftp" && Path::new(path).exists());
+        match server {
+            Some(server) if self.pod.isolation.ready().await.is_ok() => {
+                self.run(id, format!("exec {server}").as_bytes(), session)
+            }
+            _ => session.channel_failure(id),
+        }
     }
 
     async fn agent_request(&mut self, id: ChannelId, session: &mut Session) -> Result<bool, Self::Error> {

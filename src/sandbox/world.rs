@@ -25,6 +25,8 @@ pub struct World {
     pub folder: PathBuf,
     pub key: String,
     pub comfyui: Option<String>,
+    /// Whether pods try to run commands in namespaces of their own.
+    pub namespaces: bool,
     pub clock: WorldClock,
     pub faults: Faults,
     pub log: RequestLog,
@@ -60,7 +62,7 @@ pub const ACCOUNT_SSH_KEY: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDhES8t1TmHFvsYqQNGNaY3abvSqQzfJ/61Q9Tfg2xan account@sandbox";
 
 impl World {
-    pub fn new(folder: PathBuf, clock: ClockMode, comfyui: Option<String>) -> Self {
+    pub fn new(folder: PathBuf, clock: ClockMode, comfyui: Option<String>, namespaces: bool) -> Self {
         let mut volumes = BTreeMap::new();
         // These two have the same ids in every world, so what was put on them is found again by the next one.
         for (id, name, size_gb, data_center) in
@@ -74,6 +76,7 @@ impl World {
             folder,
             key: new_key(),
             comfyui,
+            namespaces,
             clock: WorldClock::new(clock),
             faults: Faults::default(),
             log: RequestLog::default(),
@@ -159,10 +162,11 @@ impl State {
         })
     }
 
-    pub fn add_pod(&mut self, config: PodConfig, now: Timestamp) -> &Pod {
+    pub fn add_pod(&mut self, config: PodConfig, now: Timestamp) -> &mut Pod {
         let id = new_id(14);
         self.pods.push(Pod::new(id, config, new_key(), now));
-        &self.pods[self.pods.len() - 1]
+        let last = self.pods.len() - 1;
+        &mut self.pods[last]
     }
 }
 

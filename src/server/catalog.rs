@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::tools::{Effect, PATH_MARK, TOOLS, ToolDef};
+use crate::tools::{Effect, Offer, PATH_MARK, ToolDef};
 
 /// MCP's hints to a client that decides what to ask its user for. They follow from the tool's effect alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -57,11 +57,11 @@ pub fn contract(tool: &ToolDef) -> Value {
 }
 
 /// The OpenRPC description of the JSON-RPC face (<https://spec.open-rpc.org>).
-pub fn open_rpc() -> Value {
+pub fn open_rpc(offer: &Offer) -> Value {
     json!({
         "openrpc": "1.3.2",
         "info": { "title": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION") },
-        "methods": TOOLS.iter().map(method).collect::<Vec<_>>(),
+        "methods": offer.tools().map(method).collect::<Vec<_>>(),
     })
 }
 

@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use super::{LazyServices, catalog};
 use crate::config::refuse_open_file;
 use crate::state;
-use crate::tools::{self, Context, ErrorKind, TOOLS, ToolError};
+use crate::tools::{self, Context, ErrorKind, Offer, TOOLS, ToolError};
 
 /// The longest request, in bytes; as long as a line of the MCP server.
 const LONGEST_REQUEST: u32 = 8 * 1024 * 1024;
@@ -50,12 +50,13 @@ pub async fn serve(
     listener: TcpListener,
     token: SecretString,
     services: LazyServices,
+    offer: Offer,
     stop: CancellationToken,
 ) -> Result<(), ToolError> {
     let broken = |error: std::io::Error| ToolError::new(ErrorKind::Setup, format!("the port is broken: {error}"));
     let going_on = TaskTracker::new();
     let (stop_handle, _server) = stop_channel();
-    let methods = methods(services, going_on.clone())?;
+    let methods = methods(services, offer, going_on.clone())?;
     let rpc = jsonrpsee::server::Server::builder()
         .set_config(ServerConfig::builder().max_request_body_size(LONGEST_REQUEST).build())
         .to_service_builder()
@@ -72,10 +73,16 @@ pub async fn serve(
     result
 }
 
-fn methods(services: LazyServices, going_on: TaskTracker) -> Result<RpcModule<()>, ToolError> {
+fn methods(services: LazyServices, offer: Offer, going_on: TaskTracker) -> Result<RpcModule<()>, ToolError> {
     let twice = |error| ToolError::new(ErrorKind::Internal, format!("a method can't be registered: {error}"));
     let mut module = RpcModule::new(());
+    let read_only = offer.is_read_only();
     for tool in TOOLS {
+        if let Err(left_out) = offer.find(tool.name) {
+            // An unknown method would not tell why.
+            module.register_method(tool.name, move |_, _, _| Err::<Value, _>(rpc_error(&left_out))).map_err(twice)?;
+            continue;
+        }
         let (services, going_on) = (services.clone(), going_on.clone());
         module
             .register_async_method(tool.name, move |params, _, _| {
@@ -85,7 +92,8 @@ fn methods(services: LazyServices, going_on: TaskTracker) -> Result<RpcModule<()
                     // A caller that hangs up must not stop a call in its middle.
                     let call = tokio::spawn(async move {
                         let services = services.get().await?;
-                        let context = Context { after_answer: Some(going_on), ..Context::new(services) };
+                        let after_answer = Some(going_on);
+                        let context = Context { after_answer, read_only, ..Context::new(services) };
                         tools::call(&context, tool.name, arguments).await
                     });
                     match call.await {
@@ -97,7 +105,7 @@ fn methods(services: LazyServices, going_on: TaskTracker) -> Result<RpcModule<()
             })
             .map_err(twice)?;
     }
-    module.register_method("rpc.discover", |_, _, _| catalog::open_rpc()).map_err(twice)?;
+    module.register_method("rpc.discover", move |_, _, _| catalog::open_rpc(&offer)).map_err(twice)?;
     Ok(module)
 }
 

@@ -4,6 +4,7 @@
 //! Nothing but JSON-RPC goes to the output: one writer puts out whole lines, for rmcp and for the refusals of
 //! [`super::lines`] alike.
 
+mod ask;
 mod progress;
 mod transport;
 
@@ -22,7 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{LazyServices, catalog};
-use crate::tools::{self, Context, TOOLS, ToolError};
+use crate::tools::context::{Ask, Progress};
+use crate::tools::{self, Context, Offer, ToolError};
+use ask::{Asking, OpenQuestions};
 use progress::ProgressPump;
 use transport::Transport;
 
@@ -61,10 +64,18 @@ pub async fn serve(
     output: impl AsyncWrite + Send + Unpin + 'static,
     services: LazyServices,
     surroundings: Surroundings,
+    offer: Offer,
     stop: CancellationToken,
 ) {
     let going_on = TaskTracker::new();
-    let face = Arc::new(Face { services, surroundings, going_on: going_on.clone(), tools: OnceLock::new() });
+    let face = Arc::new(Face {
+        services,
+        surroundings,
+        offer,
+        going_on: going_on.clone(),
+        questions: OpenQuestions::default(),
+        tools: OnceLock::new(),
+    });
     let input_ended = CancellationToken::new();
     let transport = Transport::start(input, output, input_ended.clone());
     tokio::select! {
@@ -103,16 +114,18 @@ async fn sessions<W: AsyncWrite + Send + Unpin + 'static>(face: Arc<Face>, trans
 struct Face {
     services: LazyServices,
     surroundings: Surroundings,
+    offer: Offer,
     /// Work that goes on after its answer.
     going_on: TaskTracker,
+    questions: OpenQuestions,
     /// Made when the first client asks for them, after it was greeted.
     tools: OnceLock<Vec<Tool>>,
 }
 
-fn published_tools() -> Vec<Tool> {
+fn published_tools(offer: &Offer) -> Vec<Tool> {
     let read = |tool| serde_json::from_value::<Tool>(catalog::entry(tool));
-    TOOLS
-        .iter()
+    offer
+        .tools()
         .filter_map(|tool| {
             read(tool).inspect_err(|error| tracing::error!(tool = tool.name, %error, "can't be published")).ok()
         })
@@ -125,10 +138,7 @@ impl ServerHandler for Face {
             .with_server_info(
                 Implementation::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")).with_title("autopod"),
             )
-            .with_instructions(match self.surroundings {
-                Surroundings::RunPod => INSTRUCTIONS.to_owned(),
-                Surroundings::Sandbox => format!("{INSTRUCTIONS}{SANDBOX_INSTRUCTIONS}"),
-            })
+            .with_instructions(self.instructions())
     }
 
     async fn list_tools(
@@ -157,13 +167,17 @@ impl ServerHandler for Face {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        if let Err(error) = tools::known(&request.name) {
+        if let Err(error) = self.offer.find(&request.name) {
             return Err(ErrorData::new(ErrorCode::INVALID_PARAMS, error.to_string(), None));
         }
-        let arguments = request.arguments.map(Value::Object).unwrap_or_default();
+        let arguments = request.arguments.clone().map(Value::Object).unwrap_or_default();
+        let asking = Asking::of(&request, &arguments, &context, &self.questions);
         let pump = ProgressPump::start(&context);
-        let result = self.call(&request.name, arguments, &pump, context.ct.clone()).await;
+        let result = self.call(&request.name, arguments, asking.ask(), pump.progress(), context.ct.clone()).await;
         pump.finish().await;
+        if let Some(question) = result.as_ref().err().and_then(|error| asking.instead_of(error)) {
+            return Ok(question.into());
+        }
         Ok(match result {
             Ok(answer) => {
                 let mut result = CallToolResult::success(vec![ContentBlock::text(answer.text)]);
@@ -177,24 +191,37 @@ impl ServerHandler for Face {
 }
 
 impl Face {
+    fn instructions(&self) -> String {
+        let mut text = INSTRUCTIONS.to_owned();
+        if !self.offer.is_everything() {
+            let names: Vec<_> = self.offer.tools().map(|tool| tool.name).collect();
+            text.push_str(&format!(
+                "\nThis server was started with a choice of its tools. Of those named above it offers no others than: {}.",
+                names.join(", ")
+            ));
+        }
+        if self.surroundings == Surroundings::Sandbox {
+            text.push_str(SANDBOX_INSTRUCTIONS);
+        }
+        text
+    }
+
     fn tools(&self) -> &[Tool] {
-        self.tools.get_or_init(published_tools)
+        self.tools.get_or_init(|| published_tools(&self.offer))
     }
 
     async fn call(
         &self,
         name: &str,
         arguments: Value,
-        pump: &ProgressPump,
+        ask: Ask,
+        progress: Progress,
         cancel: CancellationToken,
     ) -> Result<tools::Answer, ToolError> {
         let services = self.services.get().await?;
-        let context = Context {
-            progress: pump.progress(),
-            cancel,
-            after_answer: Some(self.going_on.clone()),
-            ..Context::new(services)
-        };
+        let after_answer = Some(self.going_on.clone());
+        let read_only = self.offer.is_read_only();
+        let context = Context { progress, ask, cancel, read_only, after_answer, ..Context::new(services) };
         tools::call(&context, name, arguments).await
     }
 }

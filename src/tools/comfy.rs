@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::context::{Progress, Services};
 use super::pods::find_or_only;
-use super::tunnels::{Stage, open};
+use super::tunnels::{Stage, join, open};
 use super::waiting::Waiting;
 use super::{Context, StillBilling, ToolError};
 use crate::comfy::{ComfyClient, ComfyTimeouts, SystemStats};
@@ -154,7 +154,18 @@ async fn through_tunnel(
     context: &Context,
     pod: &str,
 ) -> Result<Result<String, NotYet>, ToolError> {
-    let open = open(waiting, context, pod, COMFY_PORT, LocalPort::From(COMFY_PORT)).await?;
+    let open = match context.read_only {
+        false => open(waiting, context, pod, COMFY_PORT, LocalPort::From(COMFY_PORT)).await?,
+        true => match join(waiting, &context.services, pod, COMFY_PORT).await? {
+            Some(open) => open,
+            None => {
+                let waiting_for = "somebody to open a tunnel".to_owned();
+                let cause =
+                    "there is no tunnel, and this server opens none: it was started with --read-only".to_owned();
+                return Ok(Err(NotYet { url: None, waiting_for, cause }));
+            }
+        },
+    };
     let url = open.record.as_ref().and_then(TunnelRecord::url);
     if let (Stage::Healthy, Some(url)) = (open.stage, &url) {
         return Ok(Ok(url.clone()));

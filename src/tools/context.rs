@@ -43,7 +43,7 @@ impl Services {
     pub fn provider(&self) -> Result<&Arc<dyn GpuProvider>, ToolError> {
         self.provider.as_ref().ok_or_else(|| {
             ToolError::new(ErrorKind::Setup, "no RunPod API key is set").hint(format!(
-                "set RUNPOD_API_KEY where this server is started, or put {{\"api_key\": \"...\"}} into {} (mode 0600); \
+                "run `autopod-mcp config init`, which keeps it in {}, or set RUNPOD_API_KEY where this server is started; \
                  keys are made at https://console.runpod.io/user/settings. Without an account: start with --sandbox",
                 self.home.config_file().display()
             ))
@@ -156,6 +156,9 @@ pub struct Context {
     /// Asks the person behind the call.
     pub ask: Ask,
     pub cancel: CancellationToken,
+    /// Whether the server was started to read only. A tool that reads then opens nothing on its way either, such as a
+    /// tunnel.
+    pub read_only: bool,
     /// Work that goes on after the answer; `None` where the process ends with the answer.
     pub after_answer: Option<TaskTracker>,
 }
@@ -168,6 +171,7 @@ impl Context {
             progress: Progress::none(),
             ask: Ask::cannot(),
             cancel: CancellationToken::new(),
+            read_only: false,
             after_answer: None,
         }
     }

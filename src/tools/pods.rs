@@ -4,6 +4,7 @@ mod agree;
 mod create;
 mod list;
 mod placement;
+mod reach;
 mod terminate;
 
 use jiff::Timestamp;
@@ -17,6 +18,7 @@ use crate::provider::{Pod, PodStatus, ProviderError};
 
 pub use create::CreatePodWithVolume;
 pub use list::{GetPod, ListPods};
+pub use reach::reach_pod;
 pub use terminate::TerminatePod;
 
 /// A pod as it was found: in our records, at the provider, or in both.

@@ -133,7 +133,7 @@ pub(super) struct Open {
     pub waiting_for: Option<String>,
 }
 
-/// Opens a tunnel or joins the one there is, and waits until it is healthy or time is up. The one way to a tunnel.
+/// Opens a tunnel or joins the one there is, and waits until it is healthy or time is up. The one way to a new tunnel.
 pub(super) async fn open(
     waiting: &Waiting<'_>,
     context: &Context,
@@ -164,9 +164,32 @@ pub(super) async fn open(
         }
     };
     services.keeper_for_changes().await?;
+    watch(waiting, services, pod, &name, &intent, created).await
+}
+
+/// The tunnel there is, waited for until it is healthy or time is up; `None` when nobody has opened one.
+pub(super) async fn join(
+    waiting: &Waiting<'_>,
+    services: &Services,
+    pod: &str,
+    remote_port: u16,
+) -> Result<Option<Open>, ToolError> {
+    let name = name_of(pod, remote_port);
+    let Some(record) = services.tunnels.get(&name)?.filter(TunnelRecord::is_open) else { return Ok(None) };
+    watch(waiting, services, pod, &name, &record.intent, false).await.map(Some)
+}
+
+async fn watch(
+    waiting: &Waiting<'_>,
+    services: &Services,
+    pod: &str,
+    name: &str,
+    intent: &str,
+    created: bool,
+) -> Result<Open, ToolError> {
     let mut told = String::new();
     loop {
-        let record = services.tunnels.get(&name)?.filter(|record| record.intent == intent);
+        let record = services.tunnels.get(name)?.filter(|record| record.intent == intent);
         let Some(record) = record else {
             return Err(ToolError::failed(format!(
                 "the tunnel to `{pod}` was closed: the pod is gone, or somebody stopped it"

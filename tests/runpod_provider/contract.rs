@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Once;
 
-use autopod_mcp::provider::{Cloud, GpuProvider, PodAction};
+use autopod_mcp::provider::{Cloud, GpuProvider, LogLimits, LogQuery, LogSource, PodAction, PodSpec};
 use autopod_mcp::runpod::OPERATIONS;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::script::{Request, Script, answer, json as json_step};
@@ -69,6 +70,21 @@ async fn every_example_of_the_document_is_read() {
         assert_eq!(client.pods().await.unwrap().value.len(), 1);
     }
 
+    let books = examples("ListPodBillingResponse");
+    assert!(!books.is_empty());
+    for example in &books {
+        let server = Script::start([json_step(200, &example.to_string())]).await;
+        let bills = server.client().billing(Timestamp::UNIX_EPOCH, None).await.unwrap().value;
+        let total: f64 = bills.iter().map(|bill| bill.total_usd).sum();
+        assert_eq!(Some(total), example["metadata"]["totals"]["totalAmount"].as_f64());
+    }
+    let log = &document["paths"]["/v2/pods/{id}/logs"]["get"]["responses"]["200"]["content"]["text/event-stream"];
+    let stream = format!("{}\n", log["examples"]["logLine"]["value"].as_str().expect("an example of a log"));
+    let server = Script::start([answer(200, "Content-Type: text/event-stream\r\n", &stream)]).await;
+    let page = server.client().pod_logs("p1", &LogQuery::default(), &LogLimits::default()).await.unwrap();
+    assert_eq!((page.lines[0].text.as_str(), page.lines[0].source), ("Model loaded.", Some(LogSource::Container)));
+    assert_eq!(page.lines[0].at, "2026-06-01T12:02:03Z".parse().ok());
+
     let volumes = examples("ListNetworkVolumesResponse");
     let gpus = examples("ListGpuTypesResponse");
     let keys = examples("SshKeys");
@@ -83,6 +99,10 @@ async fn every_example_of_the_document_is_read() {
     assert_eq!(read.len(), told.len());
     assert_eq!(Some(read[0].id.as_str()), told[0]["id"].as_str());
     assert_eq!(json!(client.ssh_keys().await.unwrap().value), keys[0]["keys"]);
+}
+
+fn template_spec() -> PodSpec {
+    PodSpec { image: None, template: Some("30zmvf89kd".into()), registry: Some("reg1".into()), ..spec() }
 }
 
 async fn call_everything() -> Vec<Request> {
@@ -100,6 +120,11 @@ async fn call_everything() -> Vec<Request> {
         json_step(200, VOLUME),
         json_step(200, r#"{"gpus":[]}"#),
         json_step(200, r#"{"keys":[]}"#),
+        answer(204, "", ""),
+        json_step(201, POD),
+        json_step(200, r#"{"records":[],"metadata":{}}"#),
+        answer(200, "Content-Type: text/event-stream\r\n", "data: {\"line\":\"a\"}\n\n"),
+        answer(200, "Content-Type: text/event-stream\r\n", ""),
     ];
     let server = Script::start(steps).await;
     let client = server.client();
@@ -116,6 +141,14 @@ async fn call_everything() -> Vec<Request> {
     client.grow_volume("v1", 200).await.unwrap();
     client.gpus(2, Cloud::Community).await.unwrap();
     client.ssh_keys().await.unwrap();
+    client.delete_volume("v1").await.unwrap();
+    client.create_pod(&template_spec()).await.unwrap();
+    let (from, until) = ("2026-11-06T00:00:00Z".parse().unwrap(), "2026-11-07T00:00:00Z".parse().ok());
+    client.billing(from, until).await.unwrap();
+    let tail = LogQuery { source: Some(LogSource::System), tail: Some(9), since: None };
+    let since = LogQuery { source: Some(LogSource::Container), tail: None, since: until };
+    client.pod_logs("p1", &tail, &LogLimits::default()).await.unwrap();
+    client.pod_logs("p1", &since, &LogLimits::default()).await.unwrap();
     server.requests()
 }
 

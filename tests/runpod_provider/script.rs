@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use autopod_mcp::runpod::{RunPod, RunPodOptions, RunPodTimeouts};
+use autopod_mcp::runpod::{RunPod, RunPodOptions, RunPodTimeouts, SharedBudget};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,6 +16,8 @@ use crate::support::http::install_crypto;
 pub enum Step {
     /// These bytes, then the end of the connection.
     Say(Vec<u8>),
+    /// These bytes; the connection stays open.
+    SayAndHold(Vec<u8>),
     /// These bytes; the connection stays, and is reset after a second request was read.
     SayThenReset(Vec<u8>),
     /// Nothing, for as long as the client waits.
@@ -59,16 +61,25 @@ impl Request {
 impl Script {
     /// Serves the steps in order; a request beyond them is answered with a 418.
     pub async fn start(steps: impl IntoIterator<Item = Step>) -> Self {
+        let steps = Mutex::new(steps.into_iter().collect::<VecDeque<Step>>());
+        Self::answering(move |_| {
+            let step = steps.lock().expect("no test panicked here").pop_front();
+            step.unwrap_or_else(|| json(418, "{\"detail\":\"the script is over\"}"))
+        })
+        .await
+    }
+
+    /// Asks `script` what to do with each request.
+    pub async fn answering(script: impl Fn(&Request) -> Step + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let requests = Arc::new(Mutex::new(Vec::new()));
         let recorded = requests.clone();
-        let mut steps: VecDeque<Step> = steps.into_iter().collect();
+        let script = Arc::new(script);
         let server = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let step = steps.pop_front().unwrap_or_else(|| json(418, "{\"detail\":\"the script is over\"}"));
-                let recorded = recorded.clone();
-                tokio::spawn(async move { serve(stream, step, &recorded).await });
+                let (script, recorded) = (script.clone(), recorded.clone());
+                tokio::spawn(async move { serve(stream, &*script, &recorded).await });
             }
         });
         Self { url, requests, server }
@@ -104,13 +115,21 @@ pub fn client(url: &str, timeouts: RunPodTimeouts) -> RunPod {
 }
 
 pub fn client_with_key(url: &str, timeouts: RunPodTimeouts, key: &str) -> RunPod {
+    with_options(url, timeouts, key, None)
+}
+
+pub fn with_budget(url: &str, timeouts: RunPodTimeouts, budget: SharedBudget) -> RunPod {
+    with_options(url, timeouts, KEY, Some(budget))
+}
+
+fn with_options(url: &str, timeouts: RunPodTimeouts, key: &str, budget: Option<SharedBudget>) -> RunPod {
     install_crypto();
     RunPod::new(RunPodOptions {
         origin: url.parse().expect("a loopback origin"),
         key: key.to_owned().into(),
         user_agent: "autopod-test/1.2.3".to_owned(),
         timeouts,
-        budget: None,
+        budget,
     })
 }
 
@@ -129,8 +148,9 @@ pub fn answer(status: u16, headers: &str, body: &str) -> Step {
     Step::Say(format!("{head}{body}").into_bytes())
 }
 
-async fn serve(mut stream: TcpStream, step: Step, recorded: &Mutex<Vec<Request>>) {
+async fn serve(mut stream: TcpStream, script: &(impl Fn(&Request) -> Step + Sync), recorded: &Mutex<Vec<Request>>) {
     let Some(request) = read_request(&mut stream).await else { return };
+    let step = script(&request);
     recorded.lock().expect("no test panicked here").push(request);
     match step {
         Step::Say(bytes) => {
@@ -142,6 +162,10 @@ async fn serve(mut stream: TcpStream, step: Step, recorded: &Mutex<Vec<Request>>
             let Some(request) = read_request(&mut stream).await else { return };
             recorded.lock().expect("no test panicked here").push(request);
             stream.set_zero_linger().expect("an open socket");
+        }
+        Step::SayAndHold(bytes) => {
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.read(&mut [0; 1]).await;
         }
         Step::Hang => {
             let _ = stream.read(&mut [0; 1]).await;

@@ -76,6 +76,79 @@ async fn the_quota_is_kept() {
 }
 
 #[tokio::test]
+async fn each_key_has_its_own_quota_which_starts_anew() {
+    let world = Tested::new().await;
+    let id = world.create("comfy").await;
+    let scoped = world.inner_pod(&id).await["scoped_key"].as_str().expect("a key").to_owned();
+    let policy = json!({ "per_minute": 1, "minute_seconds": 2, "per_hour": 100 });
+    let (status, body) = world.call(Method::PUT, "/_sandbox/rate_limit", Some(policy)).await;
+    assert_eq!((status, &body["per_minute"], &body["per_day"]), (200, &json!(1), &json!(1_000_000)));
+    for wrong in [json!({ "minute_seconds": 0 }), json!({ "per_second": 1 })] {
+        assert_eq!(world.call(Method::PUT, "/_sandbox/rate_limit", Some(wrong)).await.0, 422);
+    }
+    let path = format!("/v2/pods/{id}");
+    let of_the_pod = || async {
+        let request = world.client.get(format!("{}{path}", world.sandbox.url())).bearer_auth(&scoped);
+        request.send().await.expect("an answer")
+    };
+    // The create has used up the account's one, whichever connection it came by.
+    let refused = super::client().get(format!("{}{path}", world.sandbox.url())).bearer_auth(world.sandbox.key());
+    let refused = refused.send().await.expect("an answer");
+    assert_eq!(refused.status(), 429);
+    assert_eq!(
+        refused.headers()["ratelimit-policy"],
+        "\"minute\";q=1;w=2, \"hour\";q=100;w=3600, \"day\";q=1000000;w=86400"
+    );
+    let first = of_the_pod().await;
+    assert_eq!(first.status(), 200);
+    assert!(
+        first.headers()["ratelimit"].to_str().expect("text").starts_with("\"minute\";r=0;t=2, \"hour\";r=99;t=3600")
+    );
+    let second = of_the_pod().await;
+    assert_eq!(second.status(), 429);
+    // Who waits as long as told gets through.
+    let wait: u64 = second.headers()["retry-after"].to_str().expect("text").parse().expect("seconds");
+    tokio::time::sleep(Duration::from_secs(wait)).await;
+    assert_eq!(of_the_pod().await.status(), 200);
+    world.finish().await;
+}
+
+#[tokio::test]
+async fn volumes_meet_faults_too() {
+    let world = Tested::new().await;
+    let volume = json!({ "name": "models", "size": 20, "dataCenter": "EU-RO-1" });
+    world.fault(json!({ "operation": "createNetworkVolume", "kind": "status_after", "status": 502 })).await;
+    assert_eq!(world.post("/v2/network-volumes", volume.clone()).await.0, 502);
+    world.fault(json!({ "operation": "createNetworkVolume", "kind": "hang_after" })).await;
+    let hung = world.request(Method::POST, "/v2/network-volumes").timeout(Duration::from_millis(500)).json(&volume);
+    assert!(hung.send().await.expect_err("no answer").is_timeout());
+    let (_, listed) = world.get("/v2/network-volumes").await;
+    let volumes = listed["volumes"].as_array().or(listed["networkVolumes"].as_array()).expect("volumes");
+    // Names are not unique, so both are there.
+    let made: Vec<&Value> = volumes.iter().filter(|listed| listed["name"] == "models").collect();
+    assert_eq!(made.len(), 2);
+    assert_ne!(made[0]["id"], made[1]["id"]);
+
+    let path = format!("/v2/network-volumes/{}", made[0]["id"].as_str().expect("an id"));
+    world.fault(json!({ "operation": "updateNetworkVolume", "kind": "status_after" })).await;
+    assert_eq!(world.call(Method::PATCH, &path, Some(json!({ "size": 30 }))).await.0, 500);
+    world.fault(json!({ "operation": "updateNetworkVolume", "kind": "hang_after" })).await;
+    let hung = world.request(Method::PATCH, &path).timeout(Duration::from_millis(500)).json(&json!({ "size": 40 }));
+    assert!(hung.send().await.expect_err("no answer").is_timeout());
+    assert_eq!(world.get(&path).await.1["size"], 40);
+    assert_eq!(world.call(Method::PATCH, &path, Some(json!({ "size": 30 }))).await.0, 400);
+
+    let mut user = pod_body("user");
+    user["mounts"] = json!({ "network": [{ "volumeId": made[0]["id"], "path": "/workspace" }] });
+    let (status, pod) = world.post("/v2/pods", user).await;
+    assert_eq!(status, 201, "{pod}");
+    assert_eq!(world.delete(&path).await, 400);
+    world.delete(&format!("/v2/pods/{}", pod["id"].as_str().expect("an id"))).await;
+    assert_eq!(world.delete(&path).await, 204);
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn no_answer_before_or_after_the_deed() {
     for (kind, done) in [("hang_before", 0), ("hang_after", 1)] {
         let world = Tested::new().await;
@@ -167,6 +240,12 @@ async fn faults_can_be_looked_at_and_taken_back() {
         json!({ "operation": "getPod", "kind": "garbage", "times": 0 }),
         json!({ "operation": "getPod", "kind": "magic" }),
         json!({ "operation": "getPod", "kind": "garbage", "bogus": 1 }),
+        json!({ "operation": "getPod", "kind": "price" }),
+        json!({ "operation": "createPod", "kind": "changed_gpu" }),
+        json!({ "operation": "podAction", "kind": "changed_gpu", "gpu": "RTX 4090" }),
+        json!({ "operation": "createPod", "kind": "elsewhere", "data_center": "MOON-1" }),
+        json!({ "operation": "createPod", "kind": "error_state", "stage": "comfy_up" }),
+        json!({ "operation": "createPod", "kind": "price", "cost": -1 }),
     ] {
         assert_eq!(world.post("/_sandbox/faults", never.clone()).await.0, 422, "{never}");
     }

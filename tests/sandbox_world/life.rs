@@ -215,6 +215,69 @@ async fn logs_come_as_events() {
 }
 
 #[tokio::test]
+async fn logs_are_resumed_where_they_were_left() {
+    let world = Tested::new().await;
+    let id = world.create("comfy").await;
+    world.advance(10.0).await;
+    let read = async |query: &str, resume: Option<&str>| {
+        let mut request = world.request(Method::GET, &format!("/v2/pods/{id}/logs{query}"));
+        if let Some(resume) = resume {
+            request = request.header("last-event-id", resume);
+        }
+        let mut stream = request.send().await.expect("an answer");
+        assert_eq!(
+            (stream.status().as_u16(), &stream.headers()["cache-control"]),
+            (200, &"no-cache".parse().expect("a value"))
+        );
+        let text = String::from_utf8(stream.chunk().await.expect("a chunk").expect("lines").to_vec()).expect("text");
+        let events = text.split("\n\n").filter(|event| !event.is_empty()).map(|event| {
+            let (first, second) = event.split_once('\n').expect("two lines");
+            let data: Value = serde_json::from_str(second.strip_prefix("data: ").expect("data")).expect("JSON");
+            assert_eq!(data["ts"], first.strip_prefix("id: ").expect("an id"));
+            data
+        });
+        events.collect::<Vec<Value>>()
+    };
+    let all = read("", None).await;
+    assert!(all.len() >= 5, "{all:?}");
+    let second = all[1]["ts"].as_str().expect("a time");
+    let after: Vec<Value> = all.iter().filter(|line| line["ts"].as_str() > Some(second)).cloned().collect();
+    assert!(after.len() >= 2 && after.len() < all.len());
+    // `tail` counts for nothing beside a place to go on from, and the header goes before the parameter.
+    assert_eq!(read(&format!("?tail=1&since={second}"), None).await, after);
+    assert_eq!(read("?since=2020-01-01T00:00:00Z", Some(second)).await, after);
+    assert_eq!(read("?tail=1", None).await, all[all.len() - 1..]);
+    let system = read("?source=system&tail=5000", None).await;
+    assert!(!system.is_empty() && system.iter().all(|line| line["source"] == "system"), "{system:?}");
+    for wrong in ["?tail=5001", "?tail=-1", "?since=yesterday", "?source=all", "?follow=true"] {
+        assert_eq!(world.get(&format!("/v2/pods/{id}/logs{wrong}")).await.0, 422, "{wrong}");
+    }
+    world.finish_rude().await;
+}
+
+#[tokio::test]
+async fn a_leap_of_nine_hours_finds_the_pods_as_time_left_them() {
+    let world = Tested::new().await;
+    let (running, stopped) = (world.create("running").await, world.create("stopped").await);
+    let mut own_disk = pod_body("own disk");
+    own_disk["mounts"] = json!({ "persistent": { "size": 100, "path": "/data" } });
+    let (_, own_disk) = world.post("/v2/pods", own_disk).await;
+    let own_disk = own_disk["id"].as_str().expect("an id");
+    for id in [&stopped, own_disk] {
+        world.act(id, "stop").await;
+    }
+    world.advance(9.0 * 3600.0).await;
+    assert_eq!(world.pod(&running).await["runtime"]["uptime"], 9 * 3600 - 4);
+    let accrued = async |id: &str| world.inner_pod(id).await["accrued_usd"].as_f64().expect("a number");
+    let close = |sum: f64, wanted: f64| (sum - wanted).abs() < 1e-6;
+    assert!(close(accrued(&running).await, 9.0 * (0.25 + 40.0 * 0.1 / 720.0)));
+    assert!(close(accrued(&stopped).await, 0.0));
+    // What a stopped pod keeps on a disk of its own costs twice as much as while it runs.
+    assert!(close(accrued(own_disk).await, 9.0 * 100.0 * 0.2 / 720.0));
+    world.finish().await;
+}
+
+#[tokio::test]
 async fn a_live_world_needs_nobody_to_move_it() {
     let world = Tested::with_clock(ClockMode::Live).await;
     let id = world.create("comfy").await;

@@ -175,9 +175,27 @@ async fn a_pods_own_key_is_good_for_its_pod_alone() {
     assert_eq!(with_key(Method::GET, "/v2/pods".to_owned()).send().await.expect("an answer").status(), 403);
     let wrong = with_key(Method::DELETE, format!("/v2/pods/{other}")).send().await.expect("an answer");
     assert_eq!(wrong.status(), 403);
+    for action in ["start", "stop", "restart"] {
+        let action = with_key(Method::POST, format!("/v2/pods/{own}/action")).json(&json!({ "action": action }));
+        assert_eq!(action.send().await.expect("an answer").status(), 403);
+    }
+    for path in ["/logs", ""] {
+        let status = with_key(Method::GET, format!("/v2/pods/{own}{path}")).send().await.expect("an answer").status();
+        assert_eq!(status, if path.is_empty() { 200 } else { 403 });
+    }
+    assert_eq!(
+        with_key(Method::POST, "/v2/pods".to_owned()).json(&pod_body("x")).send().await.expect("an answer").status(),
+        403
+    );
     let action = with_key(Method::POST, format!("/v2/pods/{own}/action")).json(&json!({ "action": "terminate" }));
     assert_eq!(action.send().await.expect("an answer").status(), 204);
-    let gone = with_key(Method::GET, format!("/v2/pods/{own}")).send().await.expect("an answer");
-    assert_eq!(gone.status(), 401);
+    // What waits in the pod for its end reads that it is gone, and not that its key is wrong.
+    for (method, path) in [(Method::GET, own.clone()), (Method::DELETE, own.clone())] {
+        let gone = with_key(method, format!("/v2/pods/{path}")).send().await.expect("an answer");
+        assert_eq!(gone.status(), 404);
+    }
+    let again = with_key(Method::POST, format!("/v2/pods/{own}/action")).json(&json!({ "action": "terminate" }));
+    assert_eq!(again.send().await.expect("an answer").status(), 404);
+    assert_eq!(with_key(Method::GET, format!("/v2/pods/{other}")).send().await.expect("an answer").status(), 403);
     world.finish().await;
 }

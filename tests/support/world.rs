@@ -46,6 +46,7 @@ impl World {
             clock: ClockMode::Live,
             comfyui: None,
             idle_limit: None,
+            namespaces: true,
         };
         let sandbox = sandbox::start(options).await.expect("a sandbox");
         let home = Home::open(folder.path().join("home")).expect("a home");

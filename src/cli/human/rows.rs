@@ -28,7 +28,14 @@ pub static ROWS: &[Row] = &[
         render: ended_pod,
         ..ROW
     },
-    Row { path: "tunnel start", tool: "start_tunnel", positional: Some("pod"), render: tunnel, ..ROW },
+    Row {
+        path: "tunnel start",
+        tool: "start_tunnel",
+        positional: Some("pod"),
+        aliases: &["connect"],
+        render: tunnel,
+        ..ROW
+    },
     Row { path: "tunnel list", tool: "list_tunnels", aliases: &["tunnel ls"], render: tunnels, ..ROW },
     Row { path: "tunnel stop", tool: "stop_tunnel", positional: Some("pod"), render: stopped_tunnels, ..ROW },
     Row {

@@ -1,5 +1,6 @@
 //! Ending a pod: DELETE until both the pod's own page and the list prove it gone.
 
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::PodTask;
@@ -7,6 +8,7 @@ use super::placing::Search;
 use crate::errors::chain;
 use crate::fleet::{Phase, PodRecord, TURNS_UP_WITHIN, later};
 use crate::provider::{GpuProvider, delete_and_prove};
+use crate::steps;
 use crate::tunnel::{TunnelRecord, TunnelState};
 
 impl PodTask {
@@ -21,7 +23,7 @@ impl PodTask {
                     .known
                     .posted_at
                     .map_or(record.expires_at(), |posted| record.expires_at().max(later(posted, TURNS_UP_WITHIN)));
-                let late = self.clocks.latest() >= turns_up_until;
+                let late = self.keeper.clock.latest() >= turns_up_until;
                 match self.search(provider, &record).await {
                     Search::Found => self.next_call = Instant::now(),
                     Search::NotListed if late => self.gone("it never turned up").await,
@@ -35,6 +37,7 @@ impl PodTask {
         match delete_and_prove(provider, &id, self.may_lag(record)).await {
             Ok(answer) => {
                 self.succeeded(&answer);
+                steps::reached("keeper: deleted");
                 if answer.value {
                     self.gone("").await;
                 } else {
@@ -47,7 +50,7 @@ impl PodTask {
 
     /// Closes the record. What it cost is counted to this moment by the provider's clock.
     pub(super) async fn gone(&mut self, cause: &'static str) {
-        let now = self.clocks.provider_now();
+        let now = self.keeper.clock.now();
         let closed = self
             .know(move |record| {
                 record.close(now);
@@ -63,6 +66,9 @@ impl PodTask {
         }
         self.unrecorded = None;
         tracing::info!(pod = self.name, "proven gone");
+        let closed = self.last.as_ref().map(|record| record.known.clone()).unwrap_or_default();
+        self.note("gone", json!({ "cause": closed.ending_cause, "cost_usd": closed.cost_usd }));
+        steps::reached("keeper: gone recorded");
         self.forget_failed_tunnels().await;
     }
 }

@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
+use serde_json::json;
 
 use super::PodTask;
 use crate::errors::chain;
 use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, EnvValue, HomeIdentity, Phase, PodRecord};
+use crate::keeper::clocks::Lifetime;
 use crate::provider::{GpuProvider, Pod, PodSpec, ProviderError};
+use crate::steps;
 
 /// How long a provider that can't be reached, or that has no calls left for us, is tried: a pod that starts long after
 /// it was asked for is a surprise.
@@ -41,6 +44,7 @@ impl PodTask {
             .await;
             return;
         }
+        steps::reached("keeper: create taken");
         let spec = match self.spec(provider, &record, &candidate.gpu).await {
             Ok(spec) => spec,
             Err(problem) => {
@@ -64,11 +68,16 @@ impl PodTask {
             return;
         }
         tracing::info!(pod = spec.name, gpu = spec.gpu, "creating");
-        self.clocks.start();
+        self.note("create_posted", json!({ "gpu": spec.gpu, "usd_per_hour": candidate.price_per_hour }));
+        steps::reached("keeper: create journaled");
+        // The pod is made now, if at all.
+        self.lifetime = Lifetime::start();
         match provider.create_pod(&spec).await {
             Ok(answer) => {
+                steps::reached("keeper: create answered");
                 let now = self.succeeded(&answer);
                 self.found(answer.value, now).await;
+                steps::reached("keeper: create recorded");
             }
             Err(error) => self.not_created(error, candidate.gpu).await,
         }
@@ -83,7 +92,14 @@ impl PodTask {
             record.known.problem = None;
         };
         match self.keeper.fleet.know(&self.intent, change).await {
-            Ok(Some(record)) => self.last = Some(record),
+            Ok(Some(record)) => {
+                let facts = json!({
+                    "pod_id": pod.id, "gpu": pod.gpu, "data_center": pod.data_center, "usd_per_hour": pod.cost_per_hour,
+                    "expires_at": record.expires_at(),
+                });
+                self.last = Some(record);
+                self.note("pod_found", facts);
+            }
             Ok(None) => {
                 tracing::error!(pod = pod.id, "a new pod's record has left the file");
                 self.unrecorded = Some((pod, now));
@@ -98,6 +114,7 @@ impl PodTask {
     async fn not_created(&mut self, error: ProviderError, gpu: String) {
         let problem = chain(&error);
         tracing::warn!(pod = self.name, gpu, error = problem, "not created");
+        self.note("not_created", json!({ "gpu": gpu, "may_exist": error.may_have_happened(), "cause": problem }));
         if error.may_have_happened() {
             // The pod may appear in the list within moments.
             self.call_again_in(self.keeper.timing.backoff_first);

@@ -56,7 +56,10 @@ pub async fn stream(world: &Arc<World>, call: &Call, id: &str) -> Result<Answer,
         }
     };
     let world = Arc::clone(world);
-    Ok(Answer::events(LogStream { world, pod: id.to_owned(), source, next, quiet_looks: 0 }))
+    let stream = LogStream { world, pod: id.to_owned(), source, next, quiet_looks: 0 };
+    Ok(Answer::events(stream)
+        .with_header("cache-control", "no-cache".to_owned())
+        .with_header("x-accel-buffering", "no".to_owned()))
 }
 
 impl LogStream {

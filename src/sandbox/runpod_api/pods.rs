@@ -13,15 +13,16 @@ pub use create::create;
 
 const NO_FREE_GPU_TO_START: &str = "There are not enough free GPUs on the host machine to start this pod.";
 
-pub async fn list(world: &World, call: &Call, fault: Option<&Fault>) -> Result<Answer, Problem> {
+pub async fn list(world: &World, call: &Call, faults: &[Fault]) -> Result<Answer, Problem> {
     let mut parameters = Parameters::new(call, &["includeClusterPods", "limit", "cursor"]);
     parameters.boolean("includeClusterPods");
     let page = Page::read(&mut parameters);
     parameters.violations.check()?;
     let state = world.state().await;
     let now = world.clock.now();
-    let lag = fault
-        .filter(|fault| fault.kind == FaultKind::LaggingList)
+    let lag = faults
+        .iter()
+        .find(|fault| fault.kind == FaultKind::LaggingList)
         .map(|fault| SignedDuration::from_secs(i64::try_from(fault.seconds.unwrap_or(10)).unwrap_or(i64::MAX)));
     let listed = state.pods.iter().filter(|pod| !pod.is_gone());
     let listed = listed.filter(|pod| lag.is_none_or(|lag| now.duration_since(pod.created_at) >= lag));
@@ -42,7 +43,7 @@ pub async fn delete(world: &World, call: &Call, id: &str) -> Result<Answer, Prob
     Ok(Answer::no_content())
 }
 
-pub async fn act(world: &World, call: &Call, id: &str, fault: Option<&Fault>) -> Result<Answer, Problem> {
+pub async fn act(world: &World, call: &Call, id: &str, faults: &[Fault]) -> Result<Answer, Problem> {
     Parameters::none(call)?;
     let mut violations = Violations::default();
     let fields = violations.object("$", call.json()?, &["action"], &["action"]);
@@ -60,7 +61,7 @@ pub async fn act(world: &World, call: &Call, id: &str, fault: Option<&Fault>) ->
     }
     if action == "start" {
         let config = &pod.config;
-        let refused = fault.is_some_and(|fault| fault.kind == FaultKind::NoCapacity);
+        let refused = faults.iter().any(|fault| fault.kind == FaultKind::NoCapacity);
         // A pod in ERROR still holds its own.
         let own = if pod.holds_gpus() { config.gpu_count } else { 0 };
         if refused || state.free(config.gpu, config.data_center, config.cloud) + own < config.gpu_count {
@@ -69,7 +70,12 @@ pub async fn act(world: &World, call: &Call, id: &str, fault: Option<&Fault>) ->
     }
     let pod = state.pod_mut(id).ok_or_else(unknown_pod)?;
     match action {
-        "start" => world.start_pod(pod, now),
+        "start" => {
+            for fault in faults {
+                pod.suffer(fault);
+            }
+            world.start_pod(pod, now);
+        }
         "stop" => world.stop_pod(pod, now).await,
         "restart" => world.restart_pod(pod, now).await,
         _ => {

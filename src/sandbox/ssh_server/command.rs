@@ -1,20 +1,25 @@
-//! One command run over SSH: a real shell with an empty environment, its three streams and its exit status.
+//! One command run over SSH: a real shell inside the pod, its three streams and its exit status.
+//!
+//! Where the pod can't be isolated from this machine, a command is refused with exit code 126 and the reason. Only a
+//! session that does nothing but say a line and hold still, as tunnels have it, needs neither files nor processes, so
+//! it is carried out there by the server itself; see [`held_line`].
 
+use std::ffi::OsStr;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
 use std::process::{ExitStatus, Stdio};
 
 use russh::server::{Handle, Msg};
-use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, Sig};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, ChildStdin, Command};
+use tokio::process::{Child, ChildStdin};
 use tokio_util::sync::CancellationToken;
 
+use super::super::container::isolation::Isolation;
 use super::super::container::log::EventLog;
 
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The extended data type of standard error (RFC 4254, 5.2).
 const STDERR: u32 = 1;
 /// What a shell answers for a command that can't be started.
@@ -22,8 +27,7 @@ const NOT_STARTED: u32 = 126;
 
 pub struct Run {
     pub command: Vec<u8>,
-    /// HOME and current folder of the command.
-    pub folder: PathBuf,
+    pub isolation: Isolation,
     pub handle: Handle,
     /// Cancelled when the channel, its connection or the pod is gone.
     pub ended: CancellationToken,
@@ -36,67 +40,84 @@ impl Run {
     pub async fn carry_out(self, channel: Channel<Msg>) {
         let id = channel.id();
         let (from_client, to_client) = channel.split();
-        // Nobody may be left to hear any of these, so that failures to say them are ignored.
-        let status = match self.start() {
-            Ok((mut child, group)) => {
-                let stdin = child.stdin.take();
-                let mut out = (child.stdout.take(), to_client.make_writer());
-                let mut err = (child.stderr.take(), to_client.make_writer_ext(Some(STDERR)));
-                let status = tokio::select! {
-                    // Like sshd, first the streams' ends, then the exit status: a process left behind in the
-                    // background that still holds them keeps the channel open.
-                    status = async {
-                        let (status, _, _) = tokio::join!(
-                            child.wait(),
-                            copy(&mut out.0, &mut out.1),
-                            copy(&mut err.0, &mut err.1),
-                        );
-                        status.ok()
-                    } => status,
-                    () = feed(stdin, from_client) => None,
-                    () = self.ended.cancelled() => None,
-                };
-                match status {
-                    Some(_) => group.leave(),
-                    None => {
-                        drop(group);
-                        // Reaps it.
-                        let _ = child.wait().await;
-                    }
+        // Nobody may be left to hear any of what is said on the way, so that failures to say it are ignored.
+        let exit_code = match self.start().await {
+            Ok((child, group)) => {
+                let status = self.accompany(child, group, from_client, &to_client).await;
+                let _ = to_client.eof().await;
+                if let Some(status) = status {
+                    self.report(id, status).await;
                 }
-                status
+                status.and_then(|status| status.code())
             }
-            Err(error) => {
-                tracing::warn!(%error, "a command could not be started");
-                let _ = to_client.extended_data_bytes(STDERR, format!("sandbox: {error}\n").into_bytes()).await;
-                let _ = to_client.exit_status(NOT_STARTED).await;
-                None
-            }
+            Err(reason) => match held_line(&self.command) {
+                Some(line) => self.hold(line, from_client, &to_client).await,
+                None => {
+                    let _ = to_client.extended_data_bytes(STDERR, format!("sandbox: {reason}\n").into_bytes()).await;
+                    let _ = to_client.exit_status(NOT_STARTED).await;
+                    Some(NOT_STARTED as i32)
+                }
+            },
         };
-        self.log.add("command", json!({ "exit_code": status.and_then(|status| status.code()) }));
+        self.log.add("command", json!({ "exit_code": exit_code }));
         let _ = to_client.eof().await;
-        if let Some(status) = status {
-            self.report(id, status).await;
-        }
         let _ = to_client.close().await;
     }
 
-    fn start(&self) -> io::Result<(Child, ProcessGroup)> {
-        use std::os::unix::ffi::OsStrExt;
-        let child = Command::new("/bin/sh")
-            .arg("-c")
-            .arg(std::ffi::OsStr::from_bytes(&self.command))
-            .env_clear()
-            .env("PATH", PATH)
-            .env("HOME", &self.folder)
-            .current_dir(&self.folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .spawn()?;
+    /// The reason it fails with is one line.
+    async fn start(&self) -> Result<(Child, ProcessGroup), String> {
+        let mut shell = self.isolation.shell(OsStr::from_bytes(&self.command)).await.map_err(|no| no.to_string())?;
+        shell.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let child = shell.spawn().map_err(|error| {
+            tracing::warn!(%error, "a command could not be started");
+            error.to_string()
+        })?;
         let group = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         Ok((child, ProcessGroup(group)))
+    }
+
+    /// Carries its streams until it ends; `None` if it had to be ended.
+    async fn accompany(
+        &self,
+        mut child: Child,
+        group: ProcessGroup,
+        from_client: ChannelReadHalf,
+        to_client: &ChannelWriteHalf<Msg>,
+    ) -> Option<ExitStatus> {
+        let stdin = child.stdin.take();
+        let mut out = (child.stdout.take(), to_client.make_writer());
+        let mut err = (child.stderr.take(), to_client.make_writer_ext(Some(STDERR)));
+        let status = tokio::select! {
+            // Like sshd, first the streams' ends, then the exit status: a process left behind in the background that
+            // still holds them keeps the channel open.
+            status = async {
+                let (status, _, _) =
+                    tokio::join!(child.wait(), copy(&mut out.0, &mut out.1), copy(&mut err.0, &mut err.1));
+                status.ok()
+            } => status,
+            () = feed(stdin, from_client) => None,
+            () = self.ended.cancelled() => None,
+        };
+        match status {
+            Some(_) => group.leave(),
+            None => {
+                drop(group);
+                // Reaps it.
+                let _ = child.wait().await;
+            }
+        }
+        status
+    }
+
+    /// Says the line and holds still until the client's end of file.
+    async fn hold(&self, line: &str, from_client: ChannelReadHalf, to_client: &ChannelWriteHalf<Msg>) -> Option<i32> {
+        let _ = to_client.data_bytes(format!("{line}\n").into_bytes()).await;
+        tokio::select! {
+            ended = end_of_stdin(from_client) => ended.then_some(())?,
+            () = self.ended.cancelled() => return None,
+        }
+        let _ = to_client.exit_status(0).await;
+        Some(0)
     }
 
     async fn report(&self, id: ChannelId, status: ExitStatus) {
@@ -143,6 +164,13 @@ where
     Ok(())
 }
 
+/// The words of a session that only says them and then holds still until its stdin ends.
+fn held_line(command: &[u8]) -> Option<&str> {
+    let line = std::str::from_utf8(command).ok()?.strip_prefix("echo ")?.strip_suffix("; exec cat >/dev/null")?;
+    // Nothing that a shell would read as more than a word.
+    line.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b' ')).then_some(line)
+}
+
 /// Gives the client's data to the command and its end of file as the end of stdin. Returns when the channel is closed.
 async fn feed(mut stdin: Option<ChildStdin>, mut from_client: ChannelReadHalf) {
     while let Some(message) = from_client.wait().await {
@@ -160,6 +188,18 @@ async fn feed(mut stdin: Option<ChildStdin>, mut from_client: ChannelReadHalf) {
             _ => {}
         }
     }
+}
+
+/// Whether the client's end of file came, and not the channel's.
+async fn end_of_stdin(mut from_client: ChannelReadHalf) -> bool {
+    while let Some(message) = from_client.wait().await {
+        match message {
+            ChannelMsg::Eof => return true,
+            ChannelMsg::Close => return false,
+            _ => {}
+        }
+    }
+    false
 }
 
 fn signal_name(signal: i32) -> Sig {

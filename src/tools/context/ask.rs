@@ -15,7 +15,8 @@ const LONGEST: Duration = Duration::from_secs(40);
 #[derive(Debug, Clone)]
 pub struct Question {
     /// One or two sentences that say what happens and what it costs, for a person who sees nothing else of the call.
-    /// They go through the assistant's program: never a secret.
+    /// They go through the assistant's program: never a secret. The same question has the same words when the call is
+    /// made again, for some clients bring the answer with a second call: so no cost that grows while they think.
     pub message: String,
     /// What is left of the call's time.
     pub limit: Duration,

@@ -16,6 +16,7 @@ use crate::config::Limits;
 use crate::errors::chain;
 use crate::fleet::{Actor, Attempt, Claim, Ensured, OverCap, PodRecord, check, later, new_intent};
 use crate::provider::Cloud;
+use crate::steps;
 use crate::tools::waiting::Waiting;
 use crate::tools::{Context, Effect, ErrorKind, StillBilling, Tool, ToolError};
 
@@ -198,6 +199,7 @@ impl Tool for CreatePodWithVolume {
         services.ssh.public_key().await.map_err(|error| {
             ToolError::new(ErrorKind::Setup, format!("no pod was created: {}", chain(&error))).billing(StillBilling::No)
         })?;
+        steps::reached("caller: create resolved");
         let mut agreed = input.confirm_price;
         let ensured = loop {
             let fresh = fresh(&input, &resolved, lifetime, agreed, &limits);
@@ -233,8 +235,10 @@ impl Tool for CreatePodWithVolume {
                 "supersedes": record.wanted.supersedes,
             });
             services.audit.note(Actor::Tool(Self::NAME), "create_wanted", facts);
+            steps::reached("caller: create wanted");
         }
         services.keeper_for_changes().await.map_err(|error| watch::after_the_wish(error, &name))?;
+        steps::reached("caller: keeper woken");
         watch::until_running(&waiting, context, &name, created, &record.intent).await
     }
 

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::{Found, Owner, cents, cost_now, find, owner_of};
 use crate::fleet::{Actor, HomeIdentity, Phase, PodRecord, WantedState, new_intent};
 use crate::provider::{Pod, PodStatus, Stamped, delete_and_prove};
-use crate::tools::context::Services;
+use crate::tools::context::{Question, Services};
 use crate::tools::waiting::Waiting;
 use crate::tools::{Context, Effect, StillBilling, Tool, ToolError};
 use crate::tunnel::TunnelRecord;
@@ -29,9 +29,12 @@ pub struct TerminatePod;
 pub struct TerminateInput {
     /// The pod's name or id; never picked for you.
     pod: String,
-    /// Also end a pod that this home did not make.
+    /// Also end a pod that this home did not make; a person is asked first.
     #[serde(default)]
     allow_unmanaged: bool,
+    /// In place of that question, where nobody can be asked: the pod's full id, as a person gave it.
+    #[serde(default)]
+    confirm_pod_id: Option<String>,
     /// Seconds to wait for the proof that it is gone; 40 when left out.
     #[schemars(range(min = 0, max = 45))]
     #[serde(default)]
@@ -92,7 +95,9 @@ impl Tool for TerminatePod {
         })?;
         services.provider().map_err(|error| error.billing(StillBilling::Possible))?;
         services.refuse_foreign_account().await?;
-        refuse_foreign(services, &found, input.allow_unmanaged)?;
+        if let Some(whose) = foreign(services, &found)? {
+            confirm(context, &waiting, &found, whose, input.allow_unmanaged, input.confirm_pod_id.as_deref()).await?;
+        }
         let (name, written) = wish_gone(services, &found).await;
         let facts =
             json!({ "pod": name, "pod_id": found.pod_id(), "intent": written.as_ref().ok(), "cause": "asked for" });
@@ -173,19 +178,50 @@ async fn alive_all_the_same(services: &Services, waiting: &Waiting<'_>, closed: 
     listed.into_iter().find(|pod| pod.status != PodStatus::Terminated && this_pod(pod)).map(|pod| pod.id)
 }
 
-fn refuse_foreign(services: &Services, found: &Found, allowed: bool) -> Result<(), ToolError> {
-    if found.record.is_some() || allowed {
-        return Ok(());
+/// Whose the pod is, when it is not ours.
+fn foreign(services: &Services, found: &Found) -> Result<Option<&'static str>, ToolError> {
+    if found.record.is_some() {
+        return Ok(None);
     }
     let identity = HomeIdentity::read(&services.home)?;
-    let whose = match found.pod.as_ref().map(|pod| owner_of(pod, identity.as_ref())) {
-        Some(Owner::Ours) => return Ok(()),
-        Some(Owner::OtherMachine) => "belongs to another machine or home",
-        _ => "was not made by this program",
+    Ok(match found.pod.as_ref().map(|pod| owner_of(pod, identity.as_ref())) {
+        Some(Owner::Ours) => None,
+        Some(Owner::OtherMachine) => Some("belongs to another machine or home"),
+        _ => Some("was not made by this program"),
+    })
+}
+
+/// Somebody else may need the pod, so a person says that it is to end: asked now, or by its id.
+async fn confirm(
+    context: &Context,
+    waiting: &Waiting<'_>,
+    found: &Found,
+    whose: &str,
+    allowed: bool,
+    confirmed_id: Option<&str>,
+) -> Result<(), ToolError> {
+    let id = found.pod_id().unwrap_or(&found.name);
+    let refused = |why: &str| {
+        ToolError::refused(format!("the pod `{}` {whose}{why}; nothing was done", found.name))
+            .billing(StillBilling::Yes)
     };
-    Err(ToolError::refused(format!("the pod `{}` {whose}; nothing was done", found.name))
-        .billing(StillBilling::Yes)
-        .hint("if it is really to end, call again with allow_unmanaged: true"))
+    if !allowed {
+        return Err(refused("").hint("if it is really to end, call again with allow_unmanaged: true"));
+    }
+    match confirmed_id {
+        Some(confirmed) if confirmed == id => return Ok(()),
+        Some(_) => return Err(refused(", and confirm_pod_id is not its id").hint("look at it again with list_pods")),
+        None => {}
+    }
+    let name = found.pod.as_ref().map_or(found.name.as_str(), |pod| pod.name.as_str());
+    let message = format!("End the pod `{name}` (id {id})? It {whose}. What is on its disk is lost.");
+    match context.ask.confirm(Question { message, limit: waiting.left() }).await.refusal() {
+        None => Ok(()),
+        Some(reason) => Err(refused(&format!(", and {reason}")).hint(format!(
+            "if a person says that it is to end: terminate_pod {{\"pod\": \"{id}\", \"allow_unmanaged\": true, \
+             \"confirm_pod_id\": \"{id}\"}}"
+        ))),
+    }
 }
 
 /// Marks the record, making one for a pod that has none; the intent it stands under.

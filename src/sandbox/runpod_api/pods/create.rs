@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::super::templates;
 use super::super::validation::{Fields, Violations, cuda_number, is_cuda_version};
 use super::super::{Answer, Call, Problem};
 use crate::sandbox::catalog::{self, CUDA_VERSIONS, Cloud, DATA_CENTERS, DEFAULT_CUDA, Gpu};
@@ -42,16 +43,21 @@ const KEYS: &[&str] = &[
     "templateId",
 ];
 
-pub async fn create(world: &World, call: &Call, fault: Option<&Fault>) -> Result<Answer, Problem> {
+pub async fn create(world: &World, call: &Call, faults: &[Fault]) -> Result<Answer, Problem> {
     super::Parameters::none(call)?;
     let request = PodRequest::read(call.json()?)?;
     let mut state = world.state().await;
     let config = request.place(&state)?;
-    if let Some(fault) = fault.filter(|fault| fault.kind == FaultKind::NoCapacity) {
+    if let Some(fault) = faults.iter().find(|fault| fault.kind == FaultKind::NoCapacity) {
         return Err(Problem::new(400, fault.detail.as_deref().unwrap_or(SOLD_OUT)));
     }
     let now = world.clock.now();
-    let view = state.add_pod(config, now).view(now);
+    let pod = state.add_pod(config, now);
+    for fault in faults {
+        pod.suffer(fault);
+    }
+    pod.charge(now);
+    let view = pod.view(now);
     world.changed.notify_one();
     Ok(Answer::created(view))
 }
@@ -90,7 +96,18 @@ impl PodRequest {
         let required: &[&str] = if body.get("templateId").is_some() { &["name"] } else { &["name", "image"] };
         let request = violations.object("$", body, KEYS, required).map(|fields| Self::fields(&mut violations, &fields));
         violations.check()?;
-        request.ok_or_else(|| Problem::new(400, "a request body is required"))
+        let request = request.ok_or_else(|| Problem::new(400, "a request body is required"))?;
+        match (&request.template, body) {
+            (Some(template), Value::Object(body)) => {
+                let filled = templates::filled_in(body, template)?;
+                let mut violations = Violations::default();
+                let fields = violations.object("$", &filled, KEYS, &["name"]);
+                let request = fields.map(|fields| Self::fields(&mut violations, &fields)).unwrap_or(request);
+                violations.check()?;
+                Ok(request)
+            }
+            _ => Ok(request),
+        }
     }
 
     fn fields(violations: &mut Violations, fields: &Fields<'_>) -> Self {
@@ -124,11 +141,8 @@ impl PodRequest {
 
     /// Checks the rules across fields and finds a data center with enough free GPUs.
     fn place(self, state: &State) -> Result<PodConfig, Problem> {
-        if self.template.is_some() {
-            return Err(Problem::new(404, "template not found"));
-        }
         if let Some(registry) = &self.registry {
-            return Err(Problem::new(404, format!("registry '{registry}' not found")));
+            templates::check_registry(registry)?;
         }
         let Some(image) = self.image.clone().filter(|image| !image.trim().is_empty()) else {
             return Err(Problem::new(400, "image must not be empty"));
@@ -166,6 +180,7 @@ impl PodRequest {
             mount: self.network.or(self.persistent),
             data_center,
             global_networking: self.global_networking,
+            registry: self.registry,
         })
     }
 
