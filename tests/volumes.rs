@@ -8,6 +8,7 @@ use autopod_mcp::timing::Timing;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::faces_terminal::Terminal;
 use crate::keeper_support::{Answer, House, answer, kill, until};
 
 const CENTER: &str = "EU-RO-1";
@@ -265,6 +266,21 @@ async fn the_cap_holds_for_all_volumes_together_however_many_ask_at_once() {
     house.end().await;
 }
 
+/// A broken file has lost the record of a create whose answer is awaited: the keeper's memory writes it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_has_left_the_file_is_written_again() {
+    let house = House::new().await;
+    house.fault(json!({ "operation": "createNetworkVolume", "kind": "status_before", "status": 500 })).await;
+    house.ok("create_volume", with(models(50), "wait_seconds", json!(2))).await;
+    let before = record(&house);
+    std::fs::remove_file(house.home.join("volumes.json")).expect("removed");
+    let after = until("the record", async || records(&house).of_intent(&before.intent).expect("records")).await;
+    assert!(after.is_unknown());
+    assert_eq!(after.known.listed_before, before.known.listed_before);
+    assert_eq!(house.asked("createNetworkVolume"), 1);
+    house.end().await;
+}
+
 /// Without the journal on disk there is no POST.
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_cannot_be_written_make_no_volume() {
@@ -273,6 +289,33 @@ async fn records_that_cannot_be_written_make_no_volume() {
     let failed = house.call("create_volume", models(50)).await;
     assert_ne!(failed.code, 0, "{failed:?}");
     assert_eq!((house.asked("createNetworkVolume"), of_name(&house, "models").await.len()), (0, 0));
+    house.end().await;
+}
+
+/// The disk fails between the wish and the journal: the keeper sends nothing until it can write again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_that_cannot_journal_sends_nothing_until_it_can() {
+    let house = House::new().await;
+    house.fault(json!({ "operation": "listNetworkVolumes", "kind": "delay_ms", "delay_ms": 1500, "times": 2 })).await;
+    let call = tokio::spawn(answer(house.command("create_volume", &models(50))));
+    // The first list is the caller's, the second the keeper's before its POST.
+    let lists = |house: &House| {
+        let requests = house.sandbox.requests();
+        requests.iter().filter(|entry| entry["method"] == "GET" && entry["path"] == "/v2/network-volumes").count()
+    };
+    until("the keeper's list", async || (lists(&house) == 2).then_some(())).await;
+    let (file, aside) = (house.home.join("volumes.json"), house.home.join("aside"));
+    std::fs::rename(&file, &aside).expect("moved");
+    std::fs::create_dir(&file).expect("a folder in its place");
+    let log = house.home.join("logs/keeper.log");
+    let told = || std::fs::read_to_string(&log).unwrap_or_default().contains("what is known can't be written");
+    until("the keeper's complaint", async || told().then_some(())).await;
+    call.await.expect("a call");
+    assert_eq!(house.asked("createNetworkVolume"), 0);
+    std::fs::remove_dir(&file).expect("removed");
+    std::fs::rename(&aside, &file).expect("moved back");
+    until("the volume", async || (record(&house).known.phase == VolumePhase::Placed).then_some(())).await;
+    assert_eq!((house.asked("createNetworkVolume"), of_name(&house, "models").await.len()), (1, 1));
     house.end().await;
 }
 
@@ -315,6 +358,23 @@ async fn a_volume_is_deleted_by_id_empty_of_pods_and_confirmed() {
     assert_ne!(anew["volume_id"], made["volume_id"]);
     let gone = delete(&house, &[&id, "--confirm", "models"]).await;
     assert_eq!(gone.code, 3, "{gone:?}");
+    house.end().await;
+}
+
+/// At a terminal only the whole name, typed after the question, is a yes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_types_the_name_of_the_volume_that_is_to_go() {
+    let house = House::new().await;
+    let made = house.ok("create_volume", models(50)).await;
+    let id = made["volume_id"].as_str().expect("an id");
+    for (keys, code, left) in [("y\n", 4, 1), ("\u{4}", 4, 1), ("models\n", 0, 0)] {
+        let mut terminal = Terminal::of(house.program(&["volume", "delete", id]));
+        terminal.types("models\n");
+        terminal.shows("Type the volume's name").await;
+        terminal.types(keys);
+        assert_eq!(terminal.ended().await, Some(code), "{keys:?}");
+        assert_eq!(of_name(&house, "models").await.len(), left, "{keys:?}");
+    }
     house.end().await;
 }
 

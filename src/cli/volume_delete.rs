@@ -4,6 +4,7 @@
 use std::io::{BufRead, IsTerminal};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
+use rustix::termios::{QueueSelector, tcflush};
 
 use super::signals::interruptible;
 use super::{output, render};
@@ -50,7 +51,9 @@ async fn confirm(doomed: &Doomed, given: Option<String>) -> Result<(), ToolError
     let what = format!("the volume {name} ({id}): {size_gb} GB in {data_center}, ${monthly_usd:.2} a month");
     let typed = match given {
         Some(given) => given,
-        None if std::io::stdin().is_terminal() => {
+        None if std::io::stdin().is_terminal() && std::io::stderr().is_terminal() => {
+            // What was typed before the question was there doesn't answer it.
+            tcflush(std::io::stdin(), QueueSelector::IFlush).map_err(|error| unreadable(error.into()))?;
             output::complain(&render::clean(&format!(
                 "This deletes {what}, and everything on it, for good.\nType the volume's name to go on:"
             )));
@@ -77,6 +80,9 @@ async fn line() -> Result<String, ToolError> {
         std::io::stdin().lock().read_line(&mut line).map(|_| line)
     };
     let read = tokio::task::spawn_blocking(read).await.map_err(std::io::Error::other);
-    read.and_then(|line| line)
-        .map_err(|error| ToolError::new(ErrorKind::Setup, format!("the terminal can't be read: {error}")))
+    read.and_then(|line| line).map_err(unreadable)
+}
+
+fn unreadable(error: std::io::Error) -> ToolError {
+    ToolError::new(ErrorKind::Setup, format!("the terminal can't be read: {error}"))
 }

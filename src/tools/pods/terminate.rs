@@ -298,7 +298,11 @@ async fn ourselves(
     loop {
         let may_lag = record.is_some_and(|record| record.may_lag(services.timing.provider_lag));
         match delete_and_prove(&**provider, id, may_lag).await {
-            Ok(Stamped { value: true, .. }) => return Ok(true),
+            Ok(Stamped { value: true, .. }) => {
+                let facts = json!({ "pod_id": id, "cause": "terminated, without the keeper" });
+                services.audit.note(Actor::Tool(TerminatePod::NAME), "gone", facts);
+                return Ok(true);
+            }
             Ok(_) => {}
             Err(error) if error.is_transient() && waiting.left() > Duration::from_secs(1) => {}
             Err(error) => {
