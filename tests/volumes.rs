@@ -211,6 +211,26 @@ async fn a_keeper_killed_between_the_post_and_its_answer_adopts_the_volume() {
     house.end().await;
 }
 
+/// Whether the request had arrived can't be known after the worker's death, so it is not sent again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keeper_killed_while_it_posts_does_not_post_again() {
+    let house = House::new().await;
+    house.fault(json!({ "operation": "createNetworkVolume", "kind": "hang_before" })).await;
+    let call = tokio::spawn(answer(house.command("create_volume", &with(models(50), "wait_seconds", json!(4)))));
+    until("the journal", async || {
+        let journaled = records(&house).read().expect("records").into_values().next()?;
+        (journaled.known.phase == VolumePhase::Posting).then_some(())
+    })
+    .await;
+    kill(house.until_worker().await);
+    until("the next worker's search", async || record(&house).known.lacked).await;
+    let told = call.await.expect("a call");
+    assert_eq!((told.code, &told.value["state"]), (0, &json!("unknown")), "{told:?}");
+    assert!(house.asked("createNetworkVolume") <= 1);
+    assert_eq!((record(&house).known.phase, of_name(&house, "models").await.len()), (VolumePhase::Unknown, 0));
+    house.end().await;
+}
+
 /// Guard and worker die with the wish on disk; the next look at the volumes starts them again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wish_survives_its_keeper() {
