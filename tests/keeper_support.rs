@@ -283,7 +283,8 @@ impl House {
             let says = |text: &str| words.iter().any(|word| word == text);
             if ours && says("keeper") {
                 if says("--worker") { found.workers.push(pid) } else { found.guards.push(pid) }
-            } else if words.iter().any(|word| word.starts_with("HostKeyAlias=autopod-"))
+            } else if says("-L")
+                && words.iter().any(|word| word.starts_with("HostKeyAlias=autopod-"))
                 && std::fs::read_link(folder.path().join("cwd")).is_ok_and(|cwd| cwd == self.home.join("ssh"))
             {
                 found.ssh.push(pid);

@@ -124,8 +124,7 @@ impl PodTask {
     fn reason_to_end(&self, record: &PodRecord) -> Option<&'static str> {
         if record.wanted.state == WantedState::Gone {
             Some("terminated")
-        } else if self.keeper.clock.latest() >= record.expires_at() || self.lifetime.is_over(record.lifetime()) {
-            // Whichever clock comes first: a deadline is never kept too late.
+        } else if self.is_due(record) {
             Some("its deadline passed")
         } else if record.known.ending_since.is_some() {
             // Decided before; endings aren't taken back.
@@ -133,6 +132,16 @@ impl PodTask {
         } else {
             None
         }
+    }
+
+    /// Whichever clock comes first: a deadline is never kept too late. Before the provider was asked for the pod there is
+    /// only our own clock, from which the provider's may be far away.
+    fn is_due(&self, record: &PodRecord) -> bool {
+        let now = match record.known.expires_at {
+            Some(_) => self.keeper.clock.latest(),
+            None => Timestamp::now(),
+        };
+        now >= record.expires_at() || self.lifetime.is_over(record.lifetime())
     }
 
     fn may_lag(&self, record: &PodRecord) -> bool {

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::PodTask;
 use super::placing::Search;
 use crate::errors::chain;
-use crate::fleet::{Phase, PodRecord, TURNS_UP_WITHIN, later};
+use crate::fleet::{Phase, PodRecord, TURNS_UP_WITHIN};
 use crate::provider::{GpuProvider, delete_and_prove};
 use crate::steps;
 use crate::tunnel::{TunnelRecord, TunnelState};
@@ -19,11 +19,7 @@ impl PodTask {
             (None, Phase::Journaled) => self.gone("it was never created").await,
             (None, _) => {
                 // The POST may have made a pod: ended on sight, and paid for in our books until its deadline.
-                let turns_up_until = record
-                    .known
-                    .posted_at
-                    .map_or(record.expires_at(), |posted| record.expires_at().max(later(posted, TURNS_UP_WITHIN)));
-                let late = self.keeper.clock.latest() >= turns_up_until;
+                let late = self.is_due(&record) && record.lacked_for() >= TURNS_UP_WITHIN;
                 match self.search(provider, &record).await {
                     Search::Found => self.next_call = Instant::now(),
                     Search::NotListed if late => self.gone("it never turned up").await,

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::PodTask;
 use crate::errors::chain;
-use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, EnvValue, HomeIdentity, Phase, PodRecord};
+use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, EnvValue, HomeIdentity, Phase, PodRecord, later};
 use crate::keeper::clocks::Lifetime;
 use crate::provider::{GpuProvider, Pod, PodSpec, ProviderError};
 use crate::steps;
@@ -52,10 +52,13 @@ impl PodTask {
                 return;
             }
         };
+        // Asking for the account's keys told the provider's time.
+        let expires_at = later(self.keeper.clock.now(), record.lifetime());
         let journaled = self
-            .know(|record| {
+            .know(move |record| {
                 record.known.phase = Phase::Posting;
                 record.known.posted_at = Some(Timestamp::now());
+                record.known.expires_at = Some(expires_at);
                 record.known.problem = None;
             })
             .await;
@@ -220,7 +223,7 @@ impl PodTask {
         let mut env = BTreeMap::from([
             ("PUBLIC_KEY".to_owned(), keys.join("\n")),
             (ENV_OWNER.to_owned(), identity.owner),
-            (ENV_EXPIRES_AT.to_owned(), record.expires_at().to_string()),
+            (ENV_EXPIRES_AT.to_owned(), later(self.keeper.clock.now(), record.lifetime()).to_string()),
         ]);
         for (name, value) in &request.env {
             let EnvValue::Clear(value) = value else { return Err("its environment was sent once already".to_owned()) };
