@@ -10,8 +10,9 @@ mod gpus;
 pub mod offer;
 mod pods;
 mod schema;
+mod spending;
 mod tunnels;
-mod volumes;
+pub mod volumes;
 mod waiting;
 
 use std::panic::AssertUnwindSafe;
@@ -97,11 +98,13 @@ pub static TOOLS: &[ToolDef] = &[
     ToolDef::of::<pods::ControlPod>(Toolset::Pods),
     ToolDef::of::<pods::PodLogs>(Toolset::Pods),
     ToolDef::of::<volumes::ListVolumes>(Toolset::Volumes),
+    ToolDef::of::<volumes::CreateVolume>(Toolset::Volumes),
     ToolDef::of::<gpus::ListGpus>(Toolset::Pods),
     ToolDef::of::<tunnels::ListTunnels>(Toolset::Tunnels),
     ToolDef::of::<tunnels::StopTunnel>(Toolset::Tunnels),
     ToolDef::of::<comfy::ComfyRun>(Toolset::Comfy),
     ToolDef::of::<comfy::ComfyJob>(Toolset::Comfy),
+    ToolDef::of::<spending::Spending>(Toolset::Spending),
 ];
 
 pub fn find(name: &str) -> Option<&'static ToolDef> {

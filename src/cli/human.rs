@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::progress::Bar;
 use super::signals::interruptible;
-use super::{ask, output, paths, pod, render};
+use super::{ask, output, paths, pod, render, volume_delete};
 use crate::app::{self, AppOptions};
 use crate::timing::WAIT_DEFAULT_SECONDS;
 use crate::tools::{self, Answer, Context, StillBilling, ToolDef, ToolError};
@@ -24,7 +24,7 @@ pub use rows::ROWS;
 
 /// One command.
 pub struct Row {
-    /// Two words: a group and a verb, like `pod list`.
+    /// A group and a verb, like `pod list`, or one word.
     pub path: &'static str,
     /// The tool it calls.
     pub tool: &'static str,
@@ -72,8 +72,12 @@ pub fn add_commands(mut program: Command) -> Command {
         for path in row.paths() {
             let (name, is_group) = path.split_once(' ').map_or((path, false), |(group, _)| (group, true));
             if program.find_subcommand(name).is_none() {
-                let about = if is_group { rows::about_group(name) } else { "" };
-                program = program.subcommand(Command::new(name).about(about).hide(!is_group).defer(fill));
+                let is_listed = is_group || path == row.path;
+                let about = match is_group {
+                    true => rows::about_group(name),
+                    false => row.tool().map_or("", |tool| tool.title),
+                };
+                program = program.subcommand(Command::new(name).about(about).hide(!is_listed).defer(fill));
             }
         }
     }
@@ -95,7 +99,12 @@ fn fill(mut command: Command) -> Command {
             };
         }
     }
-    if name == pod::GROUP { pod::PodCommand::augment_subcommands(command) } else { command }
+    // No rows, for no tools stand behind them.
+    match name.as_str() {
+        pod::GROUP => pod::PodCommand::augment_subcommands(command),
+        volume_delete::GROUP => command.subcommand(volume_delete::command()),
+        _ => command,
+    }
 }
 
 fn add_flags(command: Command, row: &Row) -> Command {

@@ -62,14 +62,14 @@ pub(super) fn owner_of(pod: &Pod, identity: Option<&HomeIdentity>) -> Owner {
 }
 
 /// Every pod there is, and when that was so by the provider's clock.
-struct Listed {
-    pods: Vec<Found>,
+pub(super) struct Listed {
+    pub pods: Vec<Found>,
     date: Option<Timestamp>,
 }
 
 /// Every open pod of the account, the provider's list joined with our records; or our records alone when no key is
 /// set. A listing that fails is an error, never "none".
-async fn all(services: &Services) -> Result<Listed, ToolError> {
+pub(super) async fn all(services: &Services) -> Result<Listed, ToolError> {
     let records = services.fleet.read()?;
     let mut open: Vec<_> = records.into_iter().filter(|(_, record)| record.is_open()).collect();
     let mut found = Vec::new();
@@ -214,7 +214,7 @@ fn billing_of(record: &PodRecord) -> StillBilling {
 }
 
 /// What a pod cost up to now: what was counted, and the time since.
-fn cost_now(record: &PodRecord) -> f64 {
+pub(super) fn cost_now(record: &PodRecord) -> f64 {
     let known = &record.known;
     let billed = !matches!(known.status, None | Some(PodStatus::Exited | PodStatus::Terminated));
     let since = known.at.filter(|_| billed && record.is_open());
@@ -222,7 +222,7 @@ fn cost_now(record: &PodRecord) -> f64 {
     known.cost_usd + known.cost_per_hour * seconds / 3600.0
 }
 
-fn cents(usd: f64) -> f64 {
+pub(super) fn cents(usd: f64) -> f64 {
     // The sum of nothing is -0.0.
     (usd * 10_000.0).round() / 10_000.0 + 0.0
 }

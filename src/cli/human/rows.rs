@@ -115,6 +115,8 @@ pub static ROWS: &[Row] = &[
     },
     Row { path: "volume list", tool: "list_volumes", aliases: &["volume ls"], render: volumes, ..ROW },
     Row { path: "gpu list", tool: "list_gpus", aliases: &["gpu ls"], render: gpus, ..ROW },
+    Row { path: "volume create", tool: "create_volume", positional: Some("name"), render: made_volume, ..ROW },
+    Row { path: "spending", tool: "spending", render: spending, ..ROW },
 ];
 
 pub(super) fn about_group(group: &str) -> &'static str {
@@ -217,6 +219,9 @@ fn controlled_pod(answer: &Value) -> String {
 }
 
 fn created_pod(answer: &Value) -> String {
+    if answer["state"] == "dry_run" {
+        return planned_pod(answer);
+    }
     let what = if answer["created"] == true { "Created" } else { "There is already" };
     let mut lines = vec![format!("{what} the pod {}.", text(&answer["pod"]))];
     lines.push(facts(&[
@@ -232,6 +237,25 @@ fn created_pod(answer: &Value) -> String {
     lines.extend(answer["warning"].as_str().map(|warning| format!("Warning: {}", clean(warning))));
     lines.push(next(answer));
     lines.join("\n")
+}
+
+fn planned_pod(answer: &Value) -> String {
+    let columns = [
+        column("GPU", |row| text(&row["gpu"])),
+        column("AN HOUR", |row| usd(&row["price_per_hour"])),
+        column("UNTIL ITS DEADLINE", |row| usd(&row["total_usd"])),
+    ];
+    let candidates = table(&answer["candidates"], &columns, "Nothing fits.");
+    let about = facts(&[
+        ("Volume", volume(&answer["volume"])),
+        ("Would end at", moment(&answer["expires_at"])),
+        ("Sets aside", usd(&answer["reserved_usd"])),
+        ("Caps", text(&answer["caps"])),
+    ]);
+    format!(
+        "Nothing was created. For the pod {} would be tried, in this order:\n{candidates}\n{about}",
+        clean(&text(&answer["pod"]))
+    )
 }
 
 fn ended_pod(answer: &Value) -> String {
@@ -413,10 +437,22 @@ fn volumes(answer: &Value) -> String {
         column("ID", |row| text(&row["id"])),
         column("GB", |row| text(&row["size_gb"])),
         column("DATA CENTER", |row| text(&row["data_center"])),
+        column("TIER", |row| text(&row["tier"])),
         column("A MONTH", |row| usd(&row["monthly_usd"])),
+        column("PODS", |row| text(&row["pods"])),
     ];
-    let rows = table(&answer["volumes"], &columns, "The account has no network volumes.");
-    format!("{rows}\nIn all {} a month.", usd(&answer["total_monthly_usd"]))
+    let mut lines = vec![table(&answer["volumes"], &columns, "The account has no network volumes.")];
+    lines.extend(open_volumes(&answer["open"]));
+    lines.push(format!("In all {} a month.", usd(&answer["total_monthly_usd"])));
+    lines.extend(answer["warning"].as_str().map(clean));
+    lines.join("\n")
+}
+
+fn open_volumes(open: &Value) -> impl Iterator<Item = String> {
+    open.as_array().into_iter().flatten().map(|row| {
+        let (name, size, waiting_for) = (text(&row["name"]), text(&row["size_gb"]), text(&row["waiting_for"]));
+        clean(&format!("{name}: {size} GB, waiting for {waiting_for}. Next: {}", text(&row["next"])))
+    })
 }
 
 fn gpus(answer: &Value) -> String {
@@ -429,4 +465,67 @@ fn gpus(answer: &Value) -> String {
         column("DATA CENTERS", |row| text(&row["data_centers"])),
     ];
     table(&answer["gpus"], &columns, "No GPU fits; ask for less memory, a higher price or --include-unavailable.")
+}
+
+fn made_volume(answer: &Value) -> String {
+    let what = if answer["created"] == true { "Created" } else { "There is already" };
+    let what = if answer["done"] == true { what } else { "Waiting for" };
+    let mut lines = vec![clean(&format!("{what} the volume {}.", text(&answer["volume"])))];
+    lines.push(facts(&[
+        ("Id", text(&answer["volume_id"])),
+        ("GB", text(&answer["size_gb"])),
+        ("Where", text(&answer["data_center"])),
+        ("A month", usd(&answer["monthly_usd"])),
+        ("All volumes", usd(&answer["total_monthly_usd"])),
+        ("Note", text(&answer["note"])),
+    ]));
+    lines.push(next(answer));
+    lines.join("\n")
+}
+
+fn spending(answer: &Value) -> String {
+    let mut lines = vec![format!(
+        "{} an hour now. Today ({}, UTC): {} spent, {} set aside.",
+        usd(&answer["burn_rate_per_hour"]),
+        clean(&text(&answer["day"])),
+        usd(&answer["today_usd"]),
+        usd(&answer["today_reserved_usd"])
+    )];
+    let columns = [
+        column("POD", |row| text(&row["pod"])),
+        column("AN HOUR", |row| usd(&row["price_per_hour"])),
+        column("COST", |row| usd(&row["cost_usd"])),
+        column("TODAY", |row| usd(&row["today_usd"])),
+        column("SET ASIDE", |row| usd(&row["reserved_usd"])),
+        column("ENDS AT", |row| moment(&row["expires_at"])),
+    ];
+    lines.push(table(&answer["pods"], &columns, "No pods."));
+    let columns = [
+        column("LIMIT", |row| text(&row["limit"])),
+        column("CAP", |row| text(&row["cap"])),
+        column("USED", |row| text(&row["used"])),
+        column("LEFT", |row| text(&row["left"])),
+    ];
+    lines.push(table(&answer["caps"], &columns, "No caps."));
+    lines.extend(answer["unknown"].as_array().into_iter().flatten().map(|row| {
+        let (pod, set_aside) = (text(&row["pod"]), usd(&row["reserved_usd"]));
+        clean(&format!("{pod}: outcome unknown, {set_aside} set aside. Next: {}", text(&row["next"])))
+    }));
+    if !answer["volumes_monthly_usd"].is_null() {
+        lines.push(format!("Network volumes: {} a month.", usd(&answer["volumes_monthly_usd"])));
+    }
+    lines.extend(open_volumes(&answer["open_volumes"]));
+    if let Some(billed) = answer["billed"].as_object() {
+        let [all, ours] = ["today_usd", "ours_usd"].map(|field| usd(&billed[field]));
+        lines.push(format!("Billed by RunPod today: {all}, of it {ours} for pods of this home."));
+    }
+    for note in answer["audit"].as_array().into_iter().flatten() {
+        let facts = note["facts"].as_object().into_iter().flatten();
+        let facts: Vec<_> = facts.map(|(name, value)| format!("{name}={}", text(value))).collect();
+        let (at, actor, event) = (moment(&note["at"]), text(&note["actor"]), text(&note["event"]));
+        lines.push(clean(&format!("{at} {actor}: {event} {}", facts.join(" "))));
+    }
+    let warnings = answer["warnings"].as_array().into_iter().flatten();
+    lines.extend(warnings.map(|warning| format!("Note: {}", clean(&text(warning)))));
+    lines.join("\n")
 }

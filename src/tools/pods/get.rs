@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use self::readiness::{Ladder, Step};
 use super::list::{Source, heal, surroundings};
-use super::row::PodRow;
+use super::row::{PodRow, Surroundings};
 use super::{Found, billing_of, find_or_only, while_a_pod_runs};
 use crate::fleet::{Phase, PodRecord};
 use crate::provider::{PodStatus, ProviderError};
@@ -80,7 +80,7 @@ impl Tool for GetPod {
         let ahead = ask_provider(services, &mut found).await?;
         heal(services, std::slice::from_ref(&found), surroundings(services)?.identity.as_ref()).await;
         match input.wait_for {
-            None => view(services, &found, ahead),
+            None => view(services, &found, ahead, services.provider.is_some()),
             Some(goal) => until(&waiting, context, found, goal, ahead).await,
         }
     }
@@ -114,8 +114,9 @@ async fn ask_provider(services: &Services, found: &mut Found) -> Result<SignedDu
     Ok(date.map_or(SignedDuration::ZERO, |date| date.duration_since(Timestamp::now())))
 }
 
-fn view(services: &Services, found: &Found, ahead: SignedDuration) -> Result<GetPodOutput, ToolError> {
-    let surroundings = surroundings(services)?;
+/// `asked`: the provider was asked for the pod just now.
+fn view(services: &Services, found: &Found, ahead: SignedDuration, asked: bool) -> Result<GetPodOutput, ToolError> {
+    let surroundings = Surroundings { asked, ..surroundings(services)? };
     let tunnel = surroundings.tunnels.iter().find(|tunnel| {
         Some(tunnel.wanted.pod_id.as_str()) == found.pod_id() && tunnel.wanted.remote_port == COMFY_PORT
     });
@@ -169,7 +170,7 @@ async fn until(
         let under_way = under_way(&record);
         // What was read at first is older than what the keeper knows by now.
         found = Found { record: Some(record), pod: None, ..found };
-        let mut output = view(services, &found, ahead)?;
+        let mut output = view(services, &found, ahead, false)?;
         if goal == WaitFor::Change {
             output.waiting_for = under_way;
         }

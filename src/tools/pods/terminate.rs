@@ -5,10 +5,11 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::{Found, Owner, cents, cost_now, find, never_seen, owner_of, row};
-use crate::fleet::{HomeIdentity, Phase, PodRecord, WantedState, new_intent};
+use crate::fleet::{Actor, HomeIdentity, Phase, PodRecord, WantedState, new_intent};
 use crate::provider::{Pod, PodStatus, Stamped, delete_and_prove};
 use crate::tools::context::{Question, Services};
 use crate::tools::waiting::Waiting;
@@ -101,6 +102,9 @@ impl Tool for TerminatePod {
             confirm(context, &waiting, &found, whose, input.allow_unmanaged, input.confirm_pod_id.as_deref()).await?;
         }
         let (name, written) = wish_gone(services, &found).await;
+        let facts =
+            json!({ "pod": name, "pod_id": found.pod_id(), "intent": written.as_ref().ok(), "cause": "asked for" });
+        services.audit.note(Actor::Tool(Self::NAME), "terminate_wanted", facts);
         let tunnels = want_tunnels_closed(services, &name, found.pod_id()).await;
         // A keeper that hangs takes longer to be replaced than a pod may wait for its end, so this goes on beside it.
         let waking = tokio::spawn({
@@ -300,7 +304,11 @@ async fn ourselves(
     loop {
         let may_lag = record.is_some_and(|record| record.may_lag(services.timing.provider_lag));
         match delete_and_prove(&**provider, id, may_lag).await {
-            Ok(Stamped { value: true, .. }) => return Ok(true),
+            Ok(Stamped { value: true, .. }) => {
+                let facts = json!({ "pod_id": id, "cause": "terminated, without the keeper" });
+                services.audit.note(Actor::Tool(TerminatePod::NAME), "gone", facts);
+                return Ok(true);
+            }
             Ok(_) => {}
             Err(error) if error.is_transient() && waiting.left() > Duration::from_secs(1) => {}
             Err(error) => {
