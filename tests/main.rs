@@ -1,9 +1,14 @@
 //! One binary for all tests, so that a newcomer links once.
 
+mod accounts;
 mod bad_input;
+mod caps;
 mod comfy_client;
 mod comfy_tools;
 mod config;
+mod create_ensure;
+mod create_faults;
+mod create_placement;
 mod demo;
 mod doctor;
 mod faces_answers;

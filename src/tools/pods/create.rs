@@ -189,11 +189,11 @@ impl Tool for CreatePodWithVolume {
         // Without a key and without a keeper nothing may be promised.
         services.provider()?;
         services.refuse_foreign_account().await?;
-        let limits = services.limits()?;
+        let mut limits = services.limits()?;
         let lifetime = lifetime(&input, &limits)?;
         let mut resolved = resolve(services, &input, &limits).await?;
         if input.dry_run {
-            return dry_run(context, &name, resolved, lifetime, &limits);
+            return dry_run(context, &name, &input, resolved, lifetime, &limits);
         }
         // The pod gets our key when it is made, so what keeps us from having one is told before anything is asked for.
         services.ssh.public_key().await.map_err(|error| {
@@ -214,7 +214,8 @@ impl Tool for CreatePodWithVolume {
             room_for(context, &name, &fresh, &limits)?;
             agree::ask(context, &waiting, &format!("create the pod {name}"), resolved.dearest(), &limits).await?;
             agreed = Some(resolved.dearest());
-            // People take their time; prices and stock may have changed.
+            // People take their time; caps, prices and stock may have changed.
+            limits = services.limits()?;
             resolved = resolve(services, &input, &limits).await?;
         };
         let (created, record) = match ensured {
@@ -318,6 +319,7 @@ fn over_cap(context: &Context, name: &str, fresh: &PodRecord, limits: &Limits) -
 fn dry_run(
     context: &Context,
     name: &str,
+    input: &CreateInput,
     resolved: Resolved,
     lifetime: SignedDuration,
     limits: &Limits,
@@ -328,7 +330,7 @@ fn dry_run(
     let caps = match (in_the_way(context, name, &fresh)?, over_cap(context, name, &fresh, limits)?) {
         (Some(there), _) => there,
         (None, Some(over)) => format!("refused: {over}"),
-        (None, None) if !agree::is_agreed(dearest, None, limits) => {
+        (None, None) if !agree::is_agreed(dearest, input.confirm_price, limits) => {
             format!("allowed, with the user's agreement (confirm_price: {dearest:.2})")
         }
         (None, None) => "allowed".to_owned(),

@@ -13,7 +13,7 @@ use crate::fleet::{Actor, HomeIdentity, Phase, PodRecord, WantedState, new_inten
 use crate::provider::{Pod, PodStatus, Stamped, delete_and_prove};
 use crate::tools::context::{Question, Services};
 use crate::tools::waiting::Waiting;
-use crate::tools::{Context, Effect, StillBilling, Tool, ToolError};
+use crate::tools::{Context, Effect, ErrorKind, StillBilling, Tool, ToolError};
 use crate::tunnel::TunnelRecord;
 
 /// For a keeper that was slow or is to be started, beside a caller that doesn't wait.
@@ -92,10 +92,17 @@ impl Tool for TerminatePod {
                 Some(id) => id,
             },
         };
-        let found = find(services, &wanted).await.map_err(|error| match error.still_billing {
-            None if error.retryable => error.billing(StillBilling::Possible),
-            _ => error,
-        })?;
+        let found = match find(services, &wanted).await {
+            Ok(found) => found,
+            // It was proven gone between the two looks.
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                return already_gone(services, &wanted)?.map(|(_, done)| done).ok_or(error);
+            }
+            Err(error) if error.still_billing.is_none() && error.retryable => {
+                return Err(error.billing(StillBilling::Possible));
+            }
+            Err(error) => return Err(error),
+        };
         services.provider().map_err(|error| error.billing(StillBilling::Possible))?;
         services.refuse_foreign_account().await?;
         if let Some(whose) = foreign(services, &found)? {
