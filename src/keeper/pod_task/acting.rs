@@ -7,6 +7,7 @@ use super::PodTask;
 use crate::errors::chain;
 use crate::fleet::{ActionKnown, ActionState, ActionWish, PodRecord};
 use crate::provider::{GpuProvider, Pod, PodAction, ProviderError};
+use crate::steps;
 
 /// How long a provider that can't be reached is tried: a pod that starts long after it was asked for is a surprise.
 const TRY_FOR: SignedDuration = SignedDuration::from_mins(3);
@@ -38,6 +39,7 @@ impl PodTask {
             return;
         }
         self.note("action_sent", json!({ "action": action }));
+        steps::reached("keeper: action journaled");
         let answer = tokio::select! {
             answer = provider.control_pod(&id, action) => answer,
             // A pod that is to end waits for no answer.
@@ -46,8 +48,10 @@ impl PodTask {
         self.keeper.snapshot.forget().await;
         match answer {
             Ok(answer) => {
+                steps::reached("keeper: action answered");
                 let now = self.succeeded(&answer);
                 self.acted(answer.value, now, action).await;
+                steps::reached("keeper: action recorded");
             }
             Err(error) => self.not_acted(error, &wish).await,
         }

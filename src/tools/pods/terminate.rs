@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use super::{Found, Owner, cents, cost_now, find, owner_of};
 use crate::fleet::{HomeIdentity, Phase, PodRecord, WantedState, new_intent};
 use crate::provider::{Pod, PodStatus, Stamped, delete_and_prove};
+use crate::steps;
 use crate::tools::context::{Question, Services};
 use crate::tools::waiting::Waiting;
 use crate::tools::{Context, Effect, StillBilling, Tool, ToolError};
@@ -98,6 +99,7 @@ impl Tool for TerminatePod {
             confirm(context, &waiting, &found, whose, input.allow_unmanaged, input.confirm_pod_id.as_deref()).await?;
         }
         let (name, written) = wish_gone(services, &found).await;
+        steps::reached("caller: terminate wanted");
         let tunnels = want_tunnels_closed(services, &name, found.pod_id()).await;
         // A keeper that hangs takes longer to be replaced than a pod may wait for its end, so this goes on beside it.
         let waking = tokio::spawn({
@@ -294,7 +296,10 @@ async fn ourselves(
     loop {
         let may_lag = record.is_some_and(|record| record.may_lag(services.timing.provider_lag));
         match delete_and_prove(&**provider, id, may_lag).await {
-            Ok(Stamped { value: true, .. }) => return Ok(true),
+            Ok(Stamped { value: true, .. }) => {
+                steps::reached("caller: deleted without keeper");
+                return Ok(true);
+            }
             Ok(_) => {}
             Err(error) if error.is_transient() && waiting.left() > Duration::from_secs(1) => {}
             Err(error) => {
