@@ -34,6 +34,9 @@ pub use request::{EnvValue, PodRequest};
 /// A create without a clear answer may be made anew once the list has lacked its pod for so long.
 pub const TURNS_UP_WITHIN: SignedDuration = SignedDuration::from_mins(10);
 
+/// For so long a pod that is gone is still known by its name, to who asks for its end again or for what it cost.
+const REMEMBERED_FOR: SignedDuration = SignedDuration::from_hours(7 * 24);
+
 /// Stands between a name and an intent in the key of a record that made room; no name holds it.
 const MADE_ROOM: char = '~';
 
@@ -129,8 +132,10 @@ impl Fleet {
                 };
             }
             if wish.action == PodAction::Start {
-                let claim =
-                    Claim { price_per_hour: record.price(), from: Timestamp::now(), until: record.reserved_until() };
+                // A pod whose price was never told may cost what the cap allows, and is ended if it costs more.
+                let most = *record.wanted.max_price_per_hour.get_or_insert(limits.max_price_per_hour);
+                let price_per_hour = if record.price() > 0.0 { record.price() } else { most };
+                let claim = Claim { price_per_hour, from: Timestamp::now(), until: record.reserved_until() };
                 check(entries, name, claim, false, &limits).map_err(over_cap)?;
             }
             record.wanted.action = Some(wish);
@@ -283,7 +288,15 @@ fn make_room(entries: &mut BTreeMap<String, PodRecord>, name: &str, now: Timesta
     {
         entries.insert(format!("{name}{MADE_ROOM}{}", record.intent), record);
     }
-    entries.retain(|key, record| !key.contains(MADE_ROOM) || money::still_counts(record, now));
+    entries.retain(|key, record| {
+        let is_remembered = !key.contains(MADE_ROOM) && closed_for(record, now) < REMEMBERED_FOR;
+        is_remembered || money::still_counts(record, now)
+    });
+}
+
+fn closed_for(record: &PodRecord, now: Timestamp) -> SignedDuration {
+    let closed_at = record.known.gone_at.or(record.known.at).unwrap_or(record.wanted.requested_at);
+    now.duration_since(closed_at)
 }
 
 /// Times come from outside and may lie at the end of all time, where adding would panic.
@@ -294,4 +307,71 @@ pub fn later(from: Timestamp, by: SignedDuration) -> Timestamp {
 /// A short random id for an intent.
 pub fn new_intent() -> String {
     uuid::Uuid::new_v4().simple().to_string()[..12].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(intent: &str) -> PodRecord {
+        let candidates = vec![Candidate { gpu: "gpu".to_owned(), price_per_hour: 1.0 }];
+        PodRecord::new(intent.to_owned(), PodRequest::for_tests(), candidates, SignedDuration::from_hours(1))
+    }
+
+    fn closed(intent: &str, days_ago: i64) -> PodRecord {
+        let mut record = open(intent);
+        let at = later(Timestamp::now(), SignedDuration::from_hours(-24 * days_ago));
+        record.known.cost_by_day.insert(day(at), 1.0);
+        record.close(at);
+        record.known.gone_at = Some(at);
+        record
+    }
+
+    #[test]
+    fn a_closed_record_makes_room_but_counts_for_its_day_and_is_forgotten_in_the_end() {
+        let mut entries = BTreeMap::from([
+            ("comfy".to_owned(), closed("first", 0)),
+            ("last-week".to_owned(), closed("old", 5)),
+            ("last-month".to_owned(), closed("older", 30)),
+            ("comfy~ancient".to_owned(), closed("ancient", 3)),
+            ("running".to_owned(), open("open")),
+        ]);
+        let limits = Limits { max_pods: 9, ..Limits::default() };
+        let made = ensure(&mut entries, "comfy", open("second"), &limits);
+        assert!(matches!(made, Ensured::New(_)), "{made:?}");
+        let keys: Vec<_> = entries.keys().map(String::as_str).collect();
+        assert_eq!(keys, ["comfy", "comfy~first", "last-week", "running"]);
+        assert_eq!(entries["comfy~first"].cloud_name("comfy~first"), "autopod-comfy-first");
+        let there = committed(&entries, None, Timestamp::now());
+        assert_eq!(there.open, ["comfy", "running"]);
+        assert!((there.per_hour - 2.0).abs() < 0.001, "{there:?}");
+    }
+
+    #[test]
+    fn an_unknown_create_is_superseded_only_after_the_list_has_lacked_it_for_ten_minutes() {
+        let mut unknown = open("lost");
+        unknown.known.phase = Phase::Unknown;
+        let mut fresh = open("again");
+        fresh.wanted.supersedes = Some("lost".to_owned());
+        let limits = Limits::default();
+        let lacked = |minutes| {
+            let mut record = unknown.clone();
+            let from = Timestamp::now();
+            record.known.lacked = Some((from, later(from, SignedDuration::from_mins(minutes))));
+            BTreeMap::from([("comfy".to_owned(), record)])
+        };
+        let mut early = lacked(9);
+        assert!(matches!(ensure(&mut early, "comfy", fresh.clone(), &limits), Ensured::TooEarly(_)));
+        assert_eq!(early["comfy"].wanted.state, WantedState::Present);
+        // One more pod than the caps allow supersedes nothing.
+        let full = Limits { max_pods: 1, ..Limits::default() };
+        let mut refused = lacked(10);
+        assert!(matches!(ensure(&mut refused, "comfy", fresh.clone(), &full), Ensured::OverCap(_)));
+        assert_eq!(refused["comfy"].wanted.state, WantedState::Present);
+        let mut late = lacked(10);
+        assert!(matches!(ensure(&mut late, "comfy", fresh.clone(), &limits), Ensured::New(_)));
+        assert_eq!((late["comfy"].intent.as_str(), late["comfy~lost"].wanted.state), ("again", WantedState::Gone));
+        // The same call again, after a lost answer, finds what it made.
+        assert!(matches!(ensure(&mut late, "comfy", fresh, &limits), Ensured::Joined(_)));
+    }
 }

@@ -248,6 +248,8 @@ impl PodRecord {
             (Phase::Refused | Phase::Gone, _) => 0.0,
             (Phase::Placed, Some(PodStatus::Exited)) if !self.is_starting() => 0.0,
             (Phase::Placed, _) if self.price() > 0.0 => self.price(),
+            // A start of a pod whose price was never told.
+            (Phase::Placed, Some(PodStatus::Exited)) => self.wanted.max_price_per_hour.unwrap_or(0.0),
             _ => {
                 let untried = self.wanted.candidates.iter().skip(self.known.attempts.len());
                 untried.map(|candidate| candidate.price_per_hour).fold(0.0, f64::max)
