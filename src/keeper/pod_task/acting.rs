@@ -102,10 +102,13 @@ impl PodTask {
     async fn settle(&mut self, state: ActionState, problem: Option<String>) {
         self.note("action_settled", json!({ "state": state, "problem": problem }));
         self.know(move |record| {
-            if let Some(action) = &mut record.known.action {
-                action.state = state;
-                action.problem = problem;
+            let Some(action) = &mut record.known.action else { return };
+            if state == ActionState::Unclear && action.action != PodAction::Stop {
+                // Where it did happen there are new host keys and no switch.
+                record.known.starts += 1;
             }
+            action.state = state;
+            action.problem = problem;
         })
         .await;
     }

@@ -65,7 +65,7 @@ impl PodTask {
         // Without the journal on disk there is no POST; and asking for the account's keys took a moment, in which the
         // wish may have been taken back, or we were told to end.
         let still_wanted = matches!(self.record(), Ok(Some(record)) if self.reason_to_end(&record).is_none());
-        if !journaled || !still_wanted || self.keeper.stop.is_cancelled() {
+        if !journaled || !still_wanted || self.others_are_due() || self.keeper.stop.is_cancelled() {
             self.back_off();
             self.know(|record| record.known.phase = Phase::Journaled).await;
             return;
