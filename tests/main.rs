@@ -26,6 +26,7 @@ mod keeper_sshd;
 mod keeper_support;
 mod keeper_tunnels;
 mod kill_steps;
+mod outages;
 mod readme;
 mod runpod_provider;
 mod sandbox_container;
