@@ -238,18 +238,39 @@ async fn a_pod_without_sshd_gets_more_time_too() {
     story.house.end().await;
 }
 
-/// An `ssh` that waits as long as there is a certain file.
-fn slow_ssh(house: &mut House) -> PathBuf {
+/// An `ssh` that waits as long as there is the first file, and fails while there is the second.
+fn moody_ssh(house: &mut House) -> (PathBuf, PathBuf) {
     let folder = house.folder().join("bin");
     std::fs::create_dir(&folder).expect("a folder");
-    let waits = house.folder().join("ssh-waits");
+    let (waits, fails) = (house.folder().join("ssh-waits"), house.folder().join("ssh-fails"));
     let path = &house.path;
     let script =
         format!("#!/bin/sh\nPATH='{path}'\nwhile [ -e '{}' ]; do sleep 0.05; done\nexec ssh \"$@\"\n", waits.display());
     std::fs::write(folder.join("ssh"), script).expect("a script");
     std::fs::set_permissions(folder.join("ssh"), PermissionsExt::from_mode(0o755)).expect("a mode");
     house.path = format!("{}:{path}", folder.display());
-    waits
+    (waits, fails)
+}
+
+/// A switch that can't be moved would end the pod at the old deadline, so no later one is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_does_not_move_ahead_of_an_armed_switch() {
+    if !userns::are_allowed() {
+        return;
+    }
+    let mut house = House::new().await;
+    let (_, fails) = moody_ssh(&mut house);
+    let story = Story::begin(house, 600).await;
+    story.house.advance(WAY_UP).await;
+    let before = story.until_armed().await.expires_at();
+    std::fs::write(&fails, "").expect("a file");
+    let until = story.extend(60).await;
+    let record = story.until("the reason", |record| record.known.inside.switch_problem.is_some()).await;
+    assert_eq!((record.expires_at(), record.known.inside.switch_until), (before, Some(before)));
+    std::fs::remove_file(&fails).expect("removed");
+    let record = story.until_armed().await;
+    assert_eq!((record.expires_at(), record.known.inside.switch_problem), (until, None));
+    story.house.end().await;
 }
 
 /// While the first arming hangs, the deadline moves twice, and the pod is restarted under it.
@@ -259,7 +280,7 @@ async fn what_changes_while_ssh_hangs_is_armed_for_in_the_end() {
         return;
     }
     let mut house = House::new().await;
-    let waits = slow_ssh(&mut house);
+    let (waits, _) = moody_ssh(&mut house);
     std::fs::write(&waits, "").expect("a file");
     let story = Story::begin(house, 20).await;
     story.house.advance(WAY_UP).await;
