@@ -12,6 +12,7 @@ mod money;
 mod owner;
 mod record;
 mod request;
+mod use_mark;
 
 use std::collections::BTreeMap;
 

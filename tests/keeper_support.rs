@@ -83,12 +83,17 @@ impl House {
     }
 
     pub async fn with(clock: ClockMode, name: &str) -> Self {
+        Self::before(None, clock, name).await
+    }
+
+    /// With this ComfyUI behind all pods in place of the sandbox's own.
+    pub async fn before(comfyui: Option<String>, clock: ClockMode, name: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let options = SandboxOptions {
             listen: ([127, 0, 0, 1], 0).into(),
             folder: folder.path().join("world"),
             clock,
-            comfyui: None,
+            comfyui,
             idle_limit: None,
             namespaces: true,
         };

@@ -16,6 +16,7 @@ mod faces_registry;
 mod faces_support;
 mod faces_terminal;
 mod hostile;
+mod idle;
 mod imports;
 mod keeper_create;
 mod keeper_ending;
