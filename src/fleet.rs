@@ -92,6 +92,11 @@ impl Fleet {
         Ok(self.records.read()?.entries)
     }
 
+    /// Whether any pod may cost money. Takes no lock, so it can be asked under the one over the records.
+    pub fn has_open(&self) -> Result<bool, StateError> {
+        Ok(self.records.look()?.entries.values().any(PodRecord::is_open))
+    }
+
     pub fn get(&self, name: &str) -> Result<Option<PodRecord>, StateError> {
         Ok(self.read()?.remove(name))
     }

@@ -1,6 +1,7 @@
 //! One binary for all tests, so that a newcomer links once.
 
 mod bad_input;
+mod broken_config;
 mod comfy_client;
 mod comfy_tools;
 mod config;

@@ -228,6 +228,8 @@ pub struct GetPodOutput {
     #[serde(skip_serializing_if = "Option::is_none")]
     ssh: Option<String>,
     source: Source,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -280,6 +282,7 @@ impl Tool for GetPod {
             readiness,
             waiting_for,
             source,
+            warning: None,
         })
     }
 
