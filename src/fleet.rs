@@ -13,6 +13,7 @@ mod owner;
 mod record;
 mod request;
 mod use_mark;
+mod volumes;
 
 use std::collections::BTreeMap;
 
@@ -31,6 +32,10 @@ pub use record::{
     PodWanted, Reached, WantedState,
 };
 pub use request::{EnvValue, PodRequest};
+pub use volumes::{
+    EnsuredVolume, OverVolumeCap, VolumeKnown, VolumeList, VolumePhase, VolumeRecord, VolumeWanted, Volumes,
+    monthly_usd,
+};
 
 /// A create without a clear answer may be made anew once the list has lacked its pod for so long.
 pub const TURNS_UP_WITHIN: SignedDuration = SignedDuration::from_mins(10);
@@ -138,8 +143,10 @@ impl Fleet {
                 };
             }
             if wish.action == PodAction::Start {
-                let claim =
-                    Claim { price_per_hour: record.price(), from: Timestamp::now(), until: record.reserved_until() };
+                // A pod whose price was never told may cost what the cap allows, and is ended if it costs more.
+                let most = *record.wanted.max_price_per_hour.get_or_insert(limits.max_price_per_hour);
+                let price_per_hour = if record.price() > 0.0 { record.price() } else { most };
+                let claim = Claim { price_per_hour, from: Timestamp::now(), until: record.reserved_until() };
                 check(entries, name, claim, false, &limits).map_err(over_cap)?;
             }
             record.wanted.action = Some(wish);

@@ -10,8 +10,9 @@ mod gpus;
 pub mod offer;
 mod pods;
 mod schema;
+mod spending;
 mod tunnels;
-mod volumes;
+pub mod volumes;
 mod waiting;
 
 use std::panic::AssertUnwindSafe;
@@ -30,7 +31,7 @@ use crate::errors::harmless;
 pub use context::Context;
 pub use error::{ErrorKind, StillBilling, ToolError};
 pub use offer::{Offer, Toolset};
-pub use pods::reach_pod;
+pub use pods::{follow_pod_logs, reach_pod};
 pub use schema::PATH_MARK;
 
 /// What a call does to the world; the annotations of every face follow from it.
@@ -94,12 +95,16 @@ pub static TOOLS: &[ToolDef] = &[
     ToolDef::of::<pods::TerminatePod>(Toolset::Pods),
     ToolDef::of::<pods::ListPods>(Toolset::Pods),
     ToolDef::of::<pods::GetPod>(Toolset::Pods),
+    ToolDef::of::<pods::ControlPod>(Toolset::Pods),
+    ToolDef::of::<pods::PodLogs>(Toolset::Pods),
     ToolDef::of::<volumes::ListVolumes>(Toolset::Volumes),
+    ToolDef::of::<volumes::CreateVolume>(Toolset::Volumes),
     ToolDef::of::<gpus::ListGpus>(Toolset::Pods),
     ToolDef::of::<tunnels::ListTunnels>(Toolset::Tunnels),
     ToolDef::of::<tunnels::StopTunnel>(Toolset::Tunnels),
     ToolDef::of::<comfy::ComfyRun>(Toolset::Comfy),
     ToolDef::of::<comfy::ComfyJob>(Toolset::Comfy),
+    ToolDef::of::<spending::Spending>(Toolset::Spending),
 ];
 
 pub fn find(name: &str) -> Option<&'static ToolDef> {
@@ -169,14 +174,15 @@ fn out_of_time(tool: &ToolDef, limit: Duration, task: &JoinHandle<Result<Answer,
 /// Adds a warning to the answer of a tool that has a place for one. What it tells is not of the tool's own making.
 fn warn(tool: &ToolDef, answer: &mut Answer, warning: &str) {
     let schema = (tool.output_schema)();
-    if schema.pointer("/properties/warning").is_some() {
+    let has_place = |field: &str| schema.pointer(&format!("/properties/{field}")).is_some();
+    if has_place("warning") {
         let own = answer.value["warning"].as_str();
         let both = own.map_or_else(|| warning.to_owned(), |own| format!("{own}; {warning}"));
         answer.value["warning"] = both.into();
-    } else if let (true, Some(warnings)) =
-        (schema.pointer("/properties/warnings").is_some(), answer.value["warnings"].as_array_mut())
-    {
-        warnings.push(warning.into());
+    } else if has_place("warnings") {
+        let mut all = answer.value["warnings"].as_array().cloned().unwrap_or_default();
+        all.push(warning.into());
+        answer.value["warnings"] = all.into();
     } else {
         return;
     }

@@ -55,6 +55,19 @@ async fn a_bad_limit_keeps_nobody_from_listing_and_ending() {
     assert_eq!((&listed.value["source"], &listed.value["pods"][0]["pod"]), (&json!("provider"), &json!("there")));
     assert_warns(&call(&house, "get_pod", json!({ "pod": "there" })).await, &told);
     refuses_to_create(&house, &told[..3]).await;
+    let refused = call(&house, "control_pod", json!({ "pod": "there", "action": "extend", "minutes": 60 })).await;
+    refused.assert_says("limits.max_pods");
+    let volume = json!({ "name": "v", "size_gb": 20, "data_center": "EU-RO-1" });
+    call(&house, "create_volume", volume).await.assert_says("limits.max_pods");
+    assert_eq!(house.asked("createNetworkVolume"), 0);
+    let spending = call(&house, "spending", json!({})).await;
+    assert!(spending.code == 0 && spending.value["caps"] == json!([]), "{spending:?}");
+    assert!(spending.value["warnings"].to_string().contains("limits.max_pods"), "{spending:?}");
+    // What makes it cheaper goes on.
+    let stopped = call(&house, "control_pod", json!({ "pod": "there", "action": "stop" })).await;
+    assert_eq!(stopped.code, 0, "{stopped:?}");
+    let refused = call(&house, "control_pod", json!({ "pod": "there", "action": "start" })).await;
+    refused.assert_says("limits.max_pods");
     let ended = call(&house, "terminate_pod", json!({ "pod": "there" })).await;
     assert_warns(&ended, &told);
     assert_eq!(ended.value["done"], true, "{ended:?}");

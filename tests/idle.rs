@@ -278,6 +278,8 @@ async fn a_queue_that_can_not_be_read_is_not_known_to_be_empty() {
     })
     .await;
     assert!(why.contains("queue can't be read"), "{why}");
+    let told = kept.house.ok("get_pod", json!({ "pod": "broken" })).await;
+    assert!(told["idle_unknown"].as_str().is_some_and(|why| why.contains("500")), "{told}");
     let unknown = kept.record("broken").known;
     assert_eq!((unknown.idle_since, unknown.ending_since), (None, None));
     kept.comfy.is_idle();

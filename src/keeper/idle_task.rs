@@ -25,8 +25,8 @@ use crate::provider::PodStatus;
 use crate::ssh::{self, Target, host_key_alias};
 use crate::tunnel::{COMFY_PORT, TunnelRecord, TunnelState};
 
-/// So many looks that should have been made and weren't leave a gap.
-const LOOKS_IN_A_GAP: u32 = 4;
+/// After so long without a look nothing is known of the time between; a look itself takes up to half a minute.
+const GAP: SignedDuration = SignedDuration::from_mins(2);
 
 /// What a look came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,8 +96,7 @@ impl IdleTask {
         let is_touched = self.traces.replace(traces.clone()).is_some_and(|before| before != traces);
         let seen = if is_touched { Seen::InUse("a call") } else { self.see(record, &id).await };
         tracing::debug!(pod = self.name, ?seen, "looked whether the pod is used");
-        let gap = to_signed(self.keeper.timing.idle_poll * LOOKS_IN_A_GAP);
-        let is_new = self.count.add(seen == Seen::Idle, gap);
+        let is_new = self.count.add(seen == Seen::Idle);
         self.tell(record, &seen, is_new).await;
         if self.count.is_over(to_signed(self.keeper.timing.idle_minute * minutes)) {
             self.end(minutes, traces, id).await;
@@ -212,8 +211,8 @@ impl Traces {
 
 impl Count {
     /// Adds a look. True when idleness begins with it, or begins anew after a gap.
-    fn add(&mut self, is_idle: bool, gap: SignedDuration) -> bool {
-        let unobserved = self.last_look.is_none_or(|last| last.is_over(gap));
+    fn add(&mut self, is_idle: bool) -> bool {
+        let unobserved = self.last_look.is_none_or(|last| last.is_over(GAP));
         self.last_look = Some(Lifetime::start());
         if !is_idle || unobserved {
             self.since = None;
@@ -266,14 +265,12 @@ fn to_signed(duration: std::time::Duration) -> SignedDuration {
 mod tests {
     use super::*;
 
-    const GAP: SignedDuration = SignedDuration::from_mins(2);
-
     /// Looks every half minute, from so many minutes ago.
     fn idle_for(minutes: i64) -> Count {
         let mut count = Count::default();
-        assert!(count.add(true, GAP), "idleness begins");
+        assert!(count.add(true), "idleness begins");
         count.since = Some(Lifetime::started_ago(SignedDuration::from_mins(minutes)));
-        assert!(!count.add(true, GAP), "it goes on");
+        assert!(!count.add(true), "it goes on");
         count
     }
 
@@ -287,9 +284,9 @@ mod tests {
     #[test]
     fn use_and_what_can_not_be_told_begin_it_anew() {
         let mut count = idle_for(60);
-        assert!(!count.add(false, GAP));
+        assert!(!count.add(false));
         assert!(!count.is_over(SignedDuration::ZERO));
-        assert!(count.add(true, GAP));
+        assert!(count.add(true));
         assert!(!count.is_over(SignedDuration::from_mins(1)));
     }
 
@@ -297,7 +294,7 @@ mod tests {
     fn time_in_which_nobody_looked_counts_for_nothing() {
         let mut count = idle_for(60);
         count.last_look = Some(Lifetime::started_ago(SignedDuration::from_mins(3)));
-        assert!(count.add(true, GAP), "it begins anew");
+        assert!(count.add(true), "it begins anew");
         assert!(!count.is_over(SignedDuration::from_mins(1)));
     }
 

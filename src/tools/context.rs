@@ -12,7 +12,7 @@ use crate::background::KeeperClient;
 use crate::config::{Config, Home, Limits};
 use crate::errors::chain;
 use crate::errors::harmless;
-use crate::fleet::{Audit, ENV_OWNER, Fleet, HomeIdentity, PodRecord};
+use crate::fleet::{Audit, ENV_OWNER, Fleet, HomeIdentity, PodRecord, VolumeRecord, Volumes};
 use crate::provider::{GpuProvider, Pod, PodStatus};
 use crate::ssh::Ssh;
 use crate::state::StateError;
@@ -35,6 +35,7 @@ pub struct Services {
     /// `None` while no key is set.
     pub provider: Option<Arc<dyn GpuProvider>>,
     pub fleet: Fleet,
+    pub volumes: Volumes,
     pub audit: Audit,
     pub tunnels: Tunnels,
     pub ssh: Ssh,
@@ -88,8 +89,9 @@ impl Services {
         if self.keeper.is_alive() {
             return Ok(());
         }
-        let wanted =
-            self.fleet.read()?.values().any(PodRecord::is_open) || self.tunnels.read()?.values().any(|t| t.is_open());
+        let wanted = self.fleet.read()?.values().any(PodRecord::is_open)
+            || self.tunnels.read()?.values().any(|t| t.is_open())
+            || self.volumes.read()?.values().any(VolumeRecord::is_open);
         if wanted { self.keeper_for_changes().await } else { Ok(()) }
     }
 
@@ -100,8 +102,10 @@ impl Services {
         let open: Vec<_> = records.iter().filter(|(_, record)| record.is_open()).collect();
         self.restore_lost_identity(&open).await?;
         let bound = self.of_identity({
-            let (fleet, account) = (self.fleet.clone(), account.clone());
-            move |home, timing| HomeIdentity::bind(home, timing, &account, || fleet.has_open())
+            let (fleet, volumes, account) = (self.fleet.clone(), self.volumes.clone(), account.clone());
+            move |home, timing| {
+                HomeIdentity::bind(home, timing, &account, || Ok(fleet.has_open()? || volumes.is_any_being_sent()?))
+            }
         });
         let unwritten = match bound.await {
             Ok(true) => return Ok(()),
