@@ -83,24 +83,21 @@ impl House {
     }
 
     pub async fn with(clock: ClockMode, name: &str) -> Self {
-        Self::build(clock, name, true).await
+        Self::of(name, |options| options.clock = clock).await
     }
 
-    /// A world whose pods run no commands.
-    pub async fn without_namespaces() -> Self {
-        Self::build(ClockMode::Live, "home", false).await
-    }
-
-    async fn build(clock: ClockMode, name: &str, namespaces: bool) -> Self {
+    /// A home of that name beside a world that is set up otherwise.
+    pub async fn of(name: &str, change: impl FnOnce(&mut SandboxOptions)) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let options = SandboxOptions {
+        let mut options = SandboxOptions {
             listen: ([127, 0, 0, 1], 0).into(),
             folder: folder.path().join("world"),
-            clock,
+            clock: ClockMode::Live,
             comfyui: None,
             idle_limit: None,
-            namespaces,
+            namespaces: true,
         };
+        change(&mut options);
         let http = http();
         let sandbox = sandbox::start(options).await.expect("a sandbox");
         Self {
@@ -253,12 +250,6 @@ impl House {
     pub async fn world_now(&self) -> jiff::Timestamp {
         let (_, body) = self.raw(reqwest::Method::GET, "/_sandbox/clock", None).await;
         body["now"].as_str().and_then(|now| now.parse().ok()).expect("a time")
-    }
-
-    /// What this home's `config.json` says of limits.
-    pub fn set_limits(&self, limits: Value) {
-        let file = self.home().config_file();
-        state::write_json(&file, &json!({ "limits": limits })).expect("a written file");
     }
 
     /// What the world knows of its pods, whatever it tells its clients.
