@@ -11,6 +11,7 @@ use std::process::Stdio;
 use autopod_mcp::config::Limits;
 use autopod_mcp::fleet::{ActionState, ActionWish, Changed, Phase, PodRecord, new_intent};
 use autopod_mcp::provider::PodAction;
+use autopod_mcp::state;
 use jiff::{SignedDuration, Timestamp};
 use rustix::process::{Pid, Signal};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -123,9 +124,16 @@ async fn after_a_sleep_what_is_overdue_ends_before_anything_new_begins() {
     let record = until_record(&house, "overdue", "the pod", |record| record.known.pod_id.is_some()).await;
     let found = house.processes();
     let ours: Vec<_> = found.guards.into_iter().chain(found.workers).collect();
-    for pid in &ours {
-        signal(*pid, Signal::STOP);
-    }
+    let lock = house.home.join("locks/state");
+    until("a moment in which the records can be written", async || {
+        ours.iter().for_each(|pid| signal(*pid, Signal::STOP));
+        if state::is_held(&lock) {
+            ours.iter().for_each(|pid| signal(*pid, Signal::CONT));
+            return None;
+        }
+        Some(())
+    })
+    .await;
     wish(&house, "fresh", 600).await;
     until("the deadline", async || (Timestamp::now() > record.expires_at()).then_some(())).await;
     assert_eq!(house.alive().await.len(), 1);

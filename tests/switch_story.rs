@@ -244,8 +244,11 @@ fn moody_ssh(house: &mut House) -> (PathBuf, PathBuf) {
     std::fs::create_dir(&folder).expect("a folder");
     let (waits, fails) = (house.folder().join("ssh-waits"), house.folder().join("ssh-fails"));
     let path = &house.path;
-    let script =
-        format!("#!/bin/sh\nPATH='{path}'\nwhile [ -e '{}' ]; do sleep 0.05; done\nexec ssh \"$@\"\n", waits.display());
+    let script = format!(
+        "#!/bin/sh\nPATH='{path}'\nwhile [ -e '{}' ]; do sleep 0.05; done\n[ -e '{}' ] && exit 255\nexec ssh \"$@\"\n",
+        waits.display(),
+        fails.display()
+    );
     std::fs::write(folder.join("ssh"), script).expect("a script");
     std::fs::set_permissions(folder.join("ssh"), PermissionsExt::from_mode(0o755)).expect("a mode");
     house.path = format!("{}:{path}", folder.display());
