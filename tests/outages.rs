@@ -154,6 +154,8 @@ async fn after_a_leap_what_is_overdue_ends_before_anything_new_begins() {
     house.end_processes();
     house.advance(NINE_HOURS).await;
     wish(&house, "fresh", 6000).await;
+    // Whoever makes the new pod hears of the time first.
+    house.fault(json!({ "operation": "listPods", "kind": "delay_ms", "delay_ms": 1000, "times": 4 })).await;
     house.ok("list_pods", json!({})).await;
     until_record(&house, "fresh", "the next pod", |record| record.known.pod_id.is_some()).await;
     ended_first(&house);
