@@ -14,7 +14,7 @@ use crate::background::{KeeperClient, Launcher};
 use crate::config::{Config, ConfigError, Home};
 use crate::environment::Environment;
 use crate::errors::chain;
-use crate::fleet::{Audit, Fleet};
+use crate::fleet::{Audit, Fleet, Volumes};
 use crate::keeper::Connect;
 use crate::provider::GpuProvider;
 use crate::runpod::{ApiOrigin, OriginError, RunPod, RunPodOptions, RunPodTimeouts, SharedBudget};
@@ -99,6 +99,7 @@ pub fn wire(
     let connect = connect(Some(&home), &origin, "autopod-mcp")?;
     Ok(Arc::new(Services {
         fleet: Fleet::new(&home, &timing),
+        volumes: Volumes::new(&home, &timing),
         audit: Audit::new(&home),
         tunnels: Tunnels::new(&home, &timing),
         ssh: Ssh { folder: home.ssh(), environment: launcher.environment.clone() },

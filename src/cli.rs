@@ -22,6 +22,7 @@ mod sandbox;
 mod serve;
 mod signals;
 mod tools;
+mod volume_delete;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -107,6 +108,9 @@ fn run(environment: Environment, matches: &ArgMatches) -> Result<u8, ToolError> 
         }
         if let Some((row, matches)) = human::find(matches) {
             return human::run(&options, row, matches).await;
+        }
+        if let Some(args) = volume_delete::find(matches) {
+            return volume_delete::run(&options, args.map_err(unusable)?).await;
         }
         match Cli::from_arg_matches(matches).map_err(unusable)?.command {
             Command::Serve(args) => serve::run(options, args).await,

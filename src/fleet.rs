@@ -12,6 +12,7 @@ mod money;
 mod owner;
 mod record;
 mod request;
+mod volumes;
 
 use std::collections::BTreeMap;
 
@@ -30,6 +31,10 @@ pub use record::{
     PodWanted, Reached, WantedState,
 };
 pub use request::{EnvValue, PodRequest};
+pub use volumes::{
+    EnsuredVolume, OverVolumeCap, VolumeKnown, VolumeList, VolumePhase, VolumeRecord, VolumeWanted, Volumes,
+    monthly_usd,
+};
 
 /// A create without a clear answer may be made anew once the list has lacked its pod for so long.
 pub const TURNS_UP_WITHIN: SignedDuration = SignedDuration::from_mins(10);

@@ -12,6 +12,7 @@ mod pod_task;
 mod snapshot;
 mod socket;
 mod tunnel_task;
+mod volume_task;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -31,7 +32,8 @@ use crate::background::{account_of, socket_path, version};
 use crate::config::Home;
 use crate::errors::chain;
 use crate::fleet::{
-    Actor, Audit, ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, PodRecord, WantedState, later, name_of, new_intent,
+    Actor, Audit, ENV_EXPIRES_AT, ENV_OWNER, Fleet, HomeIdentity, PodRecord, VolumeRecord, Volumes, WantedState, later,
+    name_of, new_intent,
 };
 use crate::provider::{GpuProvider, Pod, PodStatus, ProviderError};
 use crate::ssh::Ssh;
@@ -84,6 +86,7 @@ struct Keeper {
     home: Home,
     timing: Timing,
     fleet: Fleet,
+    volumes: Volumes,
     audit: Audit,
     tunnels: Tunnels,
     ssh: Ssh,
@@ -112,6 +115,7 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
     let provider = options.key.map(|key| (options.connect)(key));
     let keeper = Arc::new(Keeper {
         fleet: Fleet::new(&options.home, &options.timing),
+        volumes: Volumes::new(&options.home, &options.timing),
         audit: Audit::new(&options.home),
         tunnels: Tunnels::new(&options.home, &options.timing),
         timing: options.timing,
@@ -193,7 +197,7 @@ impl Keeper {
     /// Starts a task for each pod and tunnel that has none. True when anything is wanted or not proven gone.
     fn start_missing_tasks(self: &Arc<Self>, tasks: &mut HashMap<String, JoinHandle<()>>) -> bool {
         tasks.retain(|_, task| !task.is_finished());
-        // Neither file keeps what stands in the other from being done; and one that can't be read is no proof that
+        // No file keeps what stands in another from being done; and one that can't be read is no proof that
         // nothing is wanted.
         let mut unread = false;
         let mut failed = |error: StateError| {
@@ -202,6 +206,7 @@ impl Keeper {
         };
         let pods = self.fleet.read().map_err(&mut failed).unwrap_or_default();
         let tunnels = self.tunnels.read().map_err(&mut failed).unwrap_or_default();
+        let volumes = self.volumes.read().map_err(&mut failed).unwrap_or_default();
         for (name, record) in pods.iter().filter(|(_, record)| record.is_open()) {
             let (name, intent) = (name_of(name), &record.intent);
             tasks
@@ -210,6 +215,11 @@ impl Keeper {
             tasks.entry(format!("inside {intent}")).or_insert_with(|| {
                 tokio::spawn(inside_task::look_inside(self.clone(), name.to_owned(), intent.clone()))
             });
+        }
+        for record in volumes.values().filter(|record| record.is_open()) {
+            tasks
+                .entry(format!("volume {}", record.intent))
+                .or_insert_with(|| tokio::spawn(volume_task::look_after(self.clone(), record.intent.clone())));
         }
         for (name, record) in tunnels.iter().filter(|(_, record)| record.needs_keeper()) {
             tasks
@@ -226,7 +236,8 @@ impl Keeper {
             .await
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
         let pods = self.fleet.read()?.values().any(PodRecord::is_open);
-        let wanted = pods || self.tunnels.read()?.values().any(TunnelRecord::needs_keeper);
+        let volumes = self.volumes.read()?.values().any(VolumeRecord::is_open);
+        let wanted = pods || volumes || self.tunnels.read()?.values().any(TunnelRecord::needs_keeper);
         Ok((!wanted).then_some(lock))
     }
 

@@ -21,7 +21,7 @@
 //! Start reading at [`tools`], then [`keeper`].
 //!
 //! Invariants:
-//! - Only the keeper creates, starts, stops and ends pods and starts ssh; the one exception is `terminate_pod`,
+//! - Only the keeper creates, starts, stops and ends pods, makes and grows volumes, and starts ssh; the one exception is `terminate_pod`,
 //!   which ends a pod itself when the keeper doesn't.
 //! - A pod is POSTed once, after its intent is on disk; an unclear answer is never POSTed again.
 //! - The lock over the records is never held across the network, a question or the start of a process.

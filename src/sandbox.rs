@@ -143,6 +143,11 @@ impl Sandbox {
         &self.world.key
     }
 
+    /// The key of a second account, which has no pods and no volumes, and no balance to make any.
+    pub fn other_key(&self) -> &str {
+        &self.world.other_key
+    }
+
     pub fn key_file(&self) -> &Path {
         &self.key_file
     }

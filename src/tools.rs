@@ -10,8 +10,9 @@ mod gpus;
 pub mod offer;
 mod pods;
 mod schema;
+mod spending;
 mod tunnels;
-mod volumes;
+pub mod volumes;
 mod waiting;
 
 use std::panic::AssertUnwindSafe;
@@ -30,7 +31,7 @@ use crate::errors::harmless;
 pub use context::Context;
 pub use error::{ErrorKind, StillBilling, ToolError};
 pub use offer::{Offer, Toolset};
-pub use pods::reach_pod;
+pub use pods::{follow_pod_logs, reach_pod};
 pub use schema::PATH_MARK;
 
 /// What a call does to the world; the annotations of every face follow from it.
@@ -94,12 +95,16 @@ pub static TOOLS: &[ToolDef] = &[
     ToolDef::of::<pods::TerminatePod>(Toolset::Pods),
     ToolDef::of::<pods::ListPods>(Toolset::Pods),
     ToolDef::of::<pods::GetPod>(Toolset::Pods),
+    ToolDef::of::<pods::ControlPod>(Toolset::Pods),
+    ToolDef::of::<pods::PodLogs>(Toolset::Pods),
     ToolDef::of::<volumes::ListVolumes>(Toolset::Volumes),
+    ToolDef::of::<volumes::CreateVolume>(Toolset::Volumes),
     ToolDef::of::<gpus::ListGpus>(Toolset::Pods),
     ToolDef::of::<tunnels::ListTunnels>(Toolset::Tunnels),
     ToolDef::of::<tunnels::StopTunnel>(Toolset::Tunnels),
     ToolDef::of::<comfy::ComfyRun>(Toolset::Comfy),
     ToolDef::of::<comfy::ComfyJob>(Toolset::Comfy),
+    ToolDef::of::<spending::Spending>(Toolset::Spending),
 ];
 
 pub fn find(name: &str) -> Option<&'static ToolDef> {

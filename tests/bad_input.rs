@@ -45,7 +45,7 @@ async fn every_refusal_names_the_field_and_the_way_out() {
 
     let cases = [
         case("no_such_tool", json!({}), 2, &["`no_such_tool`", "list_pods", "comfy_run"]),
-        case("list_pods", json!({"all": true}), 2, &["`all`", "no arguments"]),
+        case("list_tunnels", json!({"all": true}), 2, &["`all`", "no arguments"]),
         case("create_pod_with_volume", json!({"volum": "x"}), 2, &["`volum`", "volume, mount_path"]),
         case("create_pod_with_volume", json!({"name": "Not/A Name"}), 2, &["`name`", "lower-case letters"]),
         case("create_pod_with_volume", json!({"gpu_count": 17}), 2, &["`gpu_count`", "at most 16"]),

@@ -96,7 +96,7 @@ async fn help_for_people_names_commands_and_no_tools() {
         let path: Vec<_> = row.path.split(' ').chain(["--help"]).collect();
         let (code, help, _) = home.run(&path).await;
         assert_eq!(code, 0, "{help}");
-        for tool in TOOLS {
+        for tool in TOOLS.iter().filter(|tool| tool.name != row.path) {
             assert!(!help.contains(tool.name), "`{}` speaks of {}: {help}", row.path, tool.name);
         }
     }
@@ -111,7 +111,7 @@ fn every_row_names_a_tool_and_fields_that_exist() {
         let tool = tools::find(row.tool).unwrap_or_else(|| panic!("`{}` names no tool", row.path));
         let schema = (tool.input_schema)();
         let fields = schema["properties"].as_object().expect("an input schema has properties");
-        assert_eq!(row.path.split(' ').count(), 2, "{}", row.path);
+        assert!(row.path.split(' ').count() <= 2, "{}", row.path);
         if let Some(positional) = row.positional {
             assert!(fields.contains_key(positional), "`{}`: no field {positional}", row.path);
         }

@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex};
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 
 use crate::faces_ask::{assert_alive, stranger};
 use crate::story_support::Story;
 use crate::support::program::{PATIENCE, until};
 
 /// The program with a person's terminal as stdin, stdout and stderr.
-struct Terminal {
+pub struct Terminal {
     child: Child,
     keyboard: std::fs::File,
     screen: Arc<Mutex<String>>,
@@ -24,13 +24,16 @@ struct Terminal {
 
 impl Terminal {
     fn start(story: &Story, arguments: &[&str]) -> Self {
+        Self::of(story.command(arguments))
+    }
+
+    pub fn of(mut command: Command) -> Self {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
         grantpt(&ours).and_then(|()| unlockpt(&ours)).expect("it is ours");
         let name = ptsname(&ours, Vec::new()).expect("its name");
         let path = Path::new(std::ffi::OsStr::from_bytes(name.to_bytes()));
         let theirs: OwnedFd =
             std::fs::OpenOptions::new().read(true).write(true).open(path).expect("its far end").into();
-        let mut command = story.command(arguments);
         let end = || Stdio::from(theirs.try_clone().expect("a file"));
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().expect("it starts");
         let keyboard = std::fs::File::from(ours);
@@ -47,16 +50,16 @@ impl Terminal {
         Self { child, keyboard, screen }
     }
 
-    fn types(&mut self, text: &str) {
+    pub fn types(&mut self, text: &str) {
         self.keyboard.write_all(text.as_bytes()).expect("it takes keys");
     }
 
-    async fn shows(&self, words: &str) {
+    pub async fn shows(&self, words: &str) {
         until(words, async || self.screen.lock().expect("no panic").contains(words).then_some(())).await;
     }
 
     /// Its exit code.
-    async fn ended(&mut self) -> Option<i32> {
+    pub async fn ended(&mut self) -> Option<i32> {
         let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends");
         ended.expect("its end can be waited for").code()
     }

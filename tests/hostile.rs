@@ -10,7 +10,7 @@ use crate::faces_support::TestHome;
 use crate::support::program::PATIENCE;
 use autopod_mcp::background::KeeperClient;
 use autopod_mcp::config::{Config, Home};
-use autopod_mcp::fleet::{Audit, Fleet};
+use autopod_mcp::fleet::{Audit, Fleet, Volumes};
 use autopod_mcp::provider::GpuProvider;
 use autopod_mcp::sandbox::{self, ClockMode, SandboxOptions};
 use autopod_mcp::ssh::Ssh;
@@ -41,6 +41,7 @@ impl House {
         };
         let services = Services {
             fleet: Fleet::new(&home, &timing),
+            volumes: Volumes::new(&home, &timing),
             audit: Audit::new(&home),
             tunnels: Tunnels::new(&home, &timing),
             keeper: KeeperClient::new(&home, &timing, None, None, "http://127.0.0.1:9", false),

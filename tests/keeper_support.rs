@@ -249,6 +249,18 @@ impl House {
         assert_eq!(status, 200, "{body}");
     }
 
+    /// The world's time.
+    pub async fn world_now(&self) -> jiff::Timestamp {
+        let (_, body) = self.raw(reqwest::Method::GET, "/_sandbox/clock", None).await;
+        body["now"].as_str().and_then(|now| now.parse().ok()).expect("a time")
+    }
+
+    /// What this home's `config.json` says of limits.
+    pub fn set_limits(&self, limits: Value) {
+        let file = self.home().config_file();
+        state::write_json(&file, &json!({ "limits": limits })).expect("a written file");
+    }
+
     /// What the world knows of its pods, whatever it tells its clients.
     pub async fn world_pods(&self) -> Vec<Value> {
         let (_, body) = self.raw(reqwest::Method::GET, "/_sandbox/pods", None).await;

@@ -1,9 +1,14 @@
 //! One binary for all tests, so that a newcomer links once.
 
+mod accounts;
 mod bad_input;
+mod caps;
 mod comfy_client;
 mod comfy_tools;
 mod config;
+mod create_ensure;
+mod create_faults;
+mod create_placement;
 mod demo;
 mod doctor;
 mod faces_answers;
@@ -27,11 +32,15 @@ mod keeper_support;
 mod keeper_tunnels;
 mod kill_steps;
 mod outages;
+mod pods_control;
+mod pods_list;
+mod pods_logs;
 mod readme;
 mod runpod_provider;
 mod sandbox_container;
 mod sandbox_world;
 mod secrets;
+mod spending;
 mod ssh_pod_commands;
 mod ssh_run;
 mod ssh_support;
@@ -42,3 +51,4 @@ mod story_shell;
 mod story_support;
 mod support;
 mod switch_story;
+mod volumes;

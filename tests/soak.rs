@@ -1,6 +1,7 @@
 //! The same scenarios as in `tests/main.rs`, many times over. Not part of `cargo test`; run with
 //! `cargo test --release --test soak`.
 
+mod create_faults;
 mod keeper_create;
 mod keeper_kills;
 mod keeper_records;
@@ -43,6 +44,11 @@ async fn soak_creates_without_a_clear_answer() {
     }
     let (adopted, unknown) = (adopted.len() * ROUNDS, unknown.len() * ROUNDS);
     tell(&format!("creates: {adopted} committed, all adopted; {unknown} not committed, none POSTed twice"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn soak_create_faults() {
+    create_faults::matrix(0..100).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

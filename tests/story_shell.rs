@@ -61,7 +61,7 @@ async fn people_have_commands_and_scripts_have_exit_codes() {
     for alias in ["ls", "ps"] {
         assert_ends_with(&story.run(&[alias]).await, 0, &["one", "two"]);
     }
-    assert_ends_with(&story.run(&["info", "one"]).await, 0, &["EU-RO-1", "tunnel: there is none"]);
+    assert_ends_with(&story.run(&["info", "one", "--wait-for", "ssh"]).await, 0, &["EU-RO-1", "tunnel: there is none"]);
 
     let three = story.run(&["pod", "create", "three"]).await;
     assert_ends_with(&three, 4, &["the cap is 2", "one, two"]);

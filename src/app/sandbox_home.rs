@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::background::{KeeperClient, Launcher, account_of};
 use crate::config::{self, Home};
-use crate::fleet::{Fleet, HomeIdentity, Phase};
+use crate::fleet::{Fleet, HomeIdentity, Phase, VolumePhase, VolumeRecord, Volumes};
 use crate::runpod::ApiOrigin;
 use crate::state::{self, Lock};
 use crate::timing::Timing;
@@ -143,6 +143,14 @@ async fn close_records_of_the_last_world(home: &Home) -> Result<(), ToolError> {
             };
             fleet.know(&record.intent, close).await?;
         }
+    }
+    let volumes = Volumes::new(home, &timing);
+    for record in volumes.read()?.into_values().filter(VolumeRecord::is_open) {
+        let close = |record: &mut VolumeRecord| {
+            record.known.phase = VolumePhase::Refused;
+            record.known.problem = Some("world_ended".to_owned());
+        };
+        volumes.know(&record.intent, close).await?;
     }
     let tunnels = Tunnels::new(home, &timing);
     for (name, record) in tunnels.read()? {

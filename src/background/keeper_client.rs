@@ -27,6 +27,8 @@ pub enum Request {
     },
     /// Records were changed: compare now.
     Wake,
+    /// Somebody saw a pod of this home that no record knows.
+    LookForPods,
     /// Start nothing new and end, so that a newer version can take over.
     Retire,
 }
@@ -198,6 +200,11 @@ impl KeeperClient {
         for keeper in keepers {
             keeper.let_go(self.timing.keeper_hello).await;
         }
+    }
+
+    /// Has the keeper look for pods of this home that no record knows, which it does by itself only now and then.
+    pub async fn look_for_pods(&self) {
+        let _ = self.send(&Request::LookForPods).await;
     }
 
     pub async fn retire(&self) {

@@ -103,6 +103,11 @@ async fn tell(stage: &Stage, screen: &Screen, output_dir: &Path, keep: bool) -> 
         })
         .await?;
     teller
+        .step("Inside the pod", "get_pod", json!({"pod": POD}), |answer| {
+            format!("volume: {}; its own switch: {}", word(&answer["mount"]), word(&answer["switch"]))
+        })
+        .await?;
+    teller
         .step("ComfyUI answers", "comfy_status", json!({"pod": POD}), |answer| {
             format!("version {} on {}", word(&answer["comfyui_version"]), word(&answer["devices"][0]["name"]))
         })

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::progress::Bar;
 use super::signals::interruptible;
-use super::{ask, output, paths, pod, render};
+use super::{ask, output, paths, pod, render, volume_delete};
 use crate::app::{self, AppOptions};
 use crate::timing::WAIT_DEFAULT_SECONDS;
 use crate::tools::{self, Answer, Context, StillBilling, ToolDef, ToolError};
@@ -24,7 +24,7 @@ pub use rows::ROWS;
 
 /// One command.
 pub struct Row {
-    /// Two words: a group and a verb, like `pod list`.
+    /// A group and a verb, like `pod list`, or one word.
     pub path: &'static str,
     /// The tool it calls.
     pub tool: &'static str,
@@ -32,6 +32,10 @@ pub struct Row {
     pub positional: Option<&'static str>,
     /// A JSON object of fields that the command itself sets, so that they have no flag.
     pub fixed: &'static str,
+    /// Fields that mean nothing with what is fixed, so that they have no flag either.
+    pub without: &'static [&'static str],
+    /// What the help says of it; the tool's title and description when empty.
+    pub about: &'static str,
     /// Other ways to write the path, of one word or two; they work but are not listed.
     pub aliases: &'static [&'static str],
     pub render: fn(&Value) -> String,
@@ -68,8 +72,12 @@ pub fn add_commands(mut program: Command) -> Command {
         for path in row.paths() {
             let (name, is_group) = path.split_once(' ').map_or((path, false), |(group, _)| (group, true));
             if program.find_subcommand(name).is_none() {
-                let about = if is_group { rows::about_group(name) } else { "" };
-                program = program.subcommand(Command::new(name).about(about).hide(!is_group).defer(fill));
+                let is_listed = is_group || path == row.path;
+                let about = match is_group {
+                    true => rows::about_group(name),
+                    false => row.tool().map_or("", |tool| tool.title),
+                };
+                program = program.subcommand(Command::new(name).about(about).hide(!is_listed).defer(fill));
             }
         }
     }
@@ -91,14 +99,23 @@ fn fill(mut command: Command) -> Command {
             };
         }
     }
-    if name == pod::GROUP { pod::PodCommand::augment_subcommands(command) } else { command }
+    // No rows, for no tools stand behind them.
+    match name.as_str() {
+        pod::GROUP => pod::PodCommand::augment_subcommands(command),
+        volume_delete::GROUP => command.subcommand(volume_delete::command()),
+        _ => command,
+    }
 }
 
 fn add_flags(command: Command, row: &Row) -> Command {
     let Ok(tool) = row.tool() else { return command };
+    let (about, long_about) = match row.about {
+        "" => (tool.title, in_commands(tool.description)),
+        about => (about, format!("{about}\n\n{}", in_commands(tool.description))),
+    };
     let mut command = command
-        .about(tool.title)
-        .long_about(in_commands(tool.description))
+        .about(about)
+        .long_about(long_about)
         .args(flags::of(row, tool))
         .arg(Arg::new(JSON_FLAG).long(JSON_FLAG).action(ArgAction::SetTrue).help("Print the answer as JSON"));
     if waits(tool) {
@@ -116,7 +133,10 @@ fn add_flags(command: Command, row: &Row) -> Command {
 
 /// A tool's words with commands in place of the tools that they name.
 fn in_commands(words: &str) -> String {
-    ROWS.iter().fold(words.to_owned(), |words, row| words.replace(row.tool, &format!("`{}`", row.path)))
+    ROWS.iter().fold(words.to_owned(), |words, row| {
+        let commands = ROWS.iter().filter(|other| other.tool == row.tool).map(|other| format!("`{}`", other.path));
+        words.replace(row.tool, &commands.collect::<Vec<_>>().join(", "))
+    })
 }
 
 /// Whether the tool may answer before it is done.
@@ -212,7 +232,9 @@ fn next_call(answer: &Value) -> Option<(&'static ToolDef, Value)> {
 /// [`next_call`] as a person types it: the same command again would begin the work anew.
 fn next_command(answer: &Value) -> Option<String> {
     let (tool, arguments) = next_call(answer)?;
-    let row = ROWS.iter().find(|row| row.tool == tool.name)?;
+    // Of several rows over one tool the one that sets what the call sets.
+    let sets_the_same = |row: &&Row| row.fixed().iter().all(|(name, value)| arguments.get(name) == Some(value));
+    let row = ROWS.iter().filter(|row| row.tool == tool.name).find(sets_the_same)?;
     let positional = row.positional.and_then(|field| arguments.get(field))?;
     Some(format!("{} {}", row.path, render::clean(&render::text(positional))))
 }
@@ -301,6 +323,16 @@ mod tests {
         let error = not_done(tools::find("list_gpus").expect("it is there"), &waiting, timeout);
         assert_eq!((error.kind.exit_code(), error.still_billing), (1, Some(StillBilling::Yes)));
         assert!(error.message.contains("an ssh server") && error.message.contains("10ms"), "{error}");
+    }
+
+    #[test]
+    fn a_call_is_told_as_the_command_that_does_the_same() {
+        let next = |action: &str| {
+            let call = format!("control_pod {{\"pod\": \"comfy\", \"action\": \"{action}\"}}");
+            next_command(&json!({"done": false, "next": call}))
+        };
+        assert_eq!(next("start").as_deref(), Some("pod start comfy"));
+        assert_eq!(next("stop").as_deref(), Some("pod stop comfy"));
     }
 
     #[test]

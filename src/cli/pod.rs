@@ -1,8 +1,9 @@
 //! `pod ssh`, `pod exec`, `pod cp`: what people do in a pod themselves. No tool stands behind them: an assistant has no
-//! terminal, and what it does in a pod it does through ComfyUI.
+//! terminal, and what it does in a pod it does through ComfyUI. And `pod logs`, which beside its tool can follow.
 
 mod cp;
 mod exec;
+mod logs;
 mod shell;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
@@ -22,6 +23,7 @@ pub enum PodCommand {
     Ssh(shell::SshArgs),
     Exec(exec::ExecArgs),
     Cp(cp::CpArgs),
+    Logs(logs::LogsArgs),
 }
 
 /// The ways to write them without the group; they work but are not listed.
@@ -47,5 +49,6 @@ pub async fn run(options: &AppOptions, command: PodCommand) -> Result<u8, ToolEr
         PodCommand::Ssh(args) => shell::run(options, args).await,
         PodCommand::Exec(args) => exec::run(options, args).await,
         PodCommand::Cp(args) => cp::run(options, args).await,
+        PodCommand::Logs(args) => logs::run(options, args).await,
     }
 }

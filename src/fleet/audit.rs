@@ -3,8 +3,8 @@
 //! It holds no secrets: names, ids, prices and causes only. That it can't be written keeps nobody from ending a pod, so
 //! a failure is logged and nothing more.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
@@ -16,6 +16,8 @@ use crate::errors::harmless;
 
 /// A line is written by one call, so that lines of several processes don't mix; a longer one would be no line.
 const MOST_BYTES: usize = 8 * 1024;
+/// How far back the last notes are looked for.
+const TAIL_BYTES: u64 = 256 * 1024;
 
 #[derive(Debug, Clone)]
 pub struct Audit {
@@ -73,5 +75,26 @@ impl Audit {
         if let Err(error) = written {
             tracing::error!(file = %self.path.display(), %error, event, "the audit log can't be written");
         }
+    }
+
+    /// The last notes, the newest last. Lines that are no notes of ours are left out.
+    pub fn last(&self, most: usize) -> std::io::Result<Vec<Map<String, Value>>> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        let mut notes: Vec<_> = bytes
+            .split(|byte| *byte == b'\n')
+            .rev()
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .take(most)
+            .collect();
+        notes.reverse();
+        Ok(notes)
     }
 }

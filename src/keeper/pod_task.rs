@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::Keeper;
 use super::clocks::Lifetime;
 use crate::errors::chain;
-use crate::fleet::{Actor, Phase, PodRecord, WantedState};
+use crate::fleet::{Actor, HomeIdentity, Phase, PodRecord, WantedState};
 use crate::provider::{GpuProvider, Pod, PodStatus, ProviderError, Stamped};
 use crate::steps;
 
@@ -31,6 +31,8 @@ struct PodTask {
     last: Option<PodRecord>,
     /// A pod that exists and that the disk didn't take: the only trace of it, so it is followed and ended from here.
     unrecorded: Option<(Pod, Timestamp)>,
+    /// The account whose key last showed us the pod.
+    seen_by: Option<String>,
 }
 
 /// Goes on until the pod is proven gone or refused, or the keeper stops.
@@ -46,6 +48,7 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
         lifetime: Lifetime::start(),
         last: None,
         unrecorded: None,
+        seen_by: None,
     };
     // A POST that was under way when the last keeper died has an outcome that nobody read.
     task.know(|record| {
@@ -231,7 +234,15 @@ impl PodTask {
         }
     }
 
+    /// Whether it proves anything that our key doesn't show the pod: the key of another account shows none of ours.
+    fn may_prove_absence(&self) -> bool {
+        let ours = self.keeper.account.borrow().clone();
+        let bound = HomeIdentity::read(&self.keeper.home).ok().flatten().and_then(|identity| identity.account);
+        bound.is_none() || bound == ours || self.seen_by.is_some() && self.seen_by == ours
+    }
+
     async fn learn(&mut self, pod: Pod, now: Timestamp) {
+        self.seen_by = self.keeper.account.borrow().clone();
         let settled = pod.status == PodStatus::Exited || pod.status == PodStatus::Running && pod.ssh.is_some();
         let timing = &self.keeper.timing;
         self.call_again_in(if settled { timing.pod_poll_settled } else { timing.pod_poll_waiting });
@@ -320,4 +331,6 @@ impl PodTask {
     }
 }
 
+const OTHER_ACCOUNT: &str =
+    "the keeper's API key doesn't show it, which proves nothing, for the home belongs to another key";
 const NO_KEY: &str = "the keeper has no API key, so it can neither create nor end pods";

@@ -74,6 +74,10 @@ async fn answer(keeper: Arc<Keeper>, stream: UnixStream) {
             keeper.turn.send_modify(|turn| *turn += 1);
             "{}".to_owned()
         }
+        Ok(Request::LookForPods) => {
+            keeper.pods_may_be_lost.send_replace(true);
+            "{}".to_owned()
+        }
         Ok(Request::Wake) => {
             keeper.turn.send_modify(|turn| *turn += 1);
             "{}".to_owned()

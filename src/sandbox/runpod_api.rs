@@ -19,7 +19,7 @@ use axum::body::{Body, to_bytes};
 use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{HeaderMap, Method, Uri, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::faults::{Fault, FaultKind};
 use super::listener::Peer;
@@ -161,6 +161,8 @@ fn fault_answer(fault: &Fault) -> Answer {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Caller {
     Account,
+    /// The second account, see [`Route::of_nobody`].
+    OtherAccount,
     /// The key inside this pod.
     Pod(String),
 }
@@ -169,6 +171,7 @@ impl Caller {
     fn name(&self) -> &str {
         match self {
             Self::Account => "account",
+            Self::OtherAccount => "other account",
             Self::Pod(id) => id,
         }
     }
@@ -186,6 +189,9 @@ async fn authorize(world: &World, call: &Call) -> Result<Caller, Problem> {
     let Some(token) = token else { return Err(Problem::new(401, "malformed authorization header")) };
     if token == world.key {
         return Ok(Caller::Account);
+    }
+    if token == world.other_key {
+        return Ok(Caller::OtherAccount);
     }
     let state = world.state().await;
     // Of a pod that has ended too: what waits inside for the end is to read a 404 and not that its key is wrong.
@@ -281,6 +287,23 @@ impl Route {
         }
     }
 
+    /// What an account is answered that has nothing and no balance; `None` where all accounts are answered alike.
+    fn of_nobody(&self) -> Option<Result<Answer, Problem>> {
+        Some(match self {
+            Self::ListPods => Ok(Answer::ok(json!({ "pods": [] }))),
+            Self::ListNetworkVolumes => Ok(Answer::ok(json!({ "networkVolumes": [] }))),
+            Self::GetSshKeys => Ok(Answer::ok(json!({ "keys": [] }))),
+            Self::GetPod(_) | Self::DeletePod(_) | Self::PodAction(_) | Self::GetPodLogs(_) => Err(pods::unknown_pod()),
+            Self::CreatePod | Self::CreateNetworkVolume => {
+                Err(Problem::new(402, "Your account balance is too low to rent a pod."))
+            }
+            Self::GetNetworkVolume(_) | Self::UpdateNetworkVolume(_) | Self::DeleteNetworkVolume(_) => {
+                Err(Problem::new(404, "network volume not found"))
+            }
+            _ => return None,
+        })
+    }
+
     /// Whether the key inside this pod may do it; an account's key may do everything.
     fn is_for_pod(&self, own: &str, call: &Call) -> bool {
         match self {
@@ -303,6 +326,11 @@ async fn perform(world: &Arc<World>, call: &Call, caller: &Caller, route: Option
         && !route.is_for_pod(own, call)
     {
         return Problem::new(403, "this key can only look at its own pod and terminate it").into_answer();
+    }
+    if *caller == Caller::OtherAccount
+        && let Some(answer) = route.of_nobody()
+    {
+        return answer.unwrap_or_else(Problem::into_answer);
     }
     let answer = match &route {
         Route::ListPods => pods::list(world, call, faults).await,

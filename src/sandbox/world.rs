@@ -24,6 +24,8 @@ use super::request_log::RequestLog;
 pub struct World {
     pub folder: PathBuf,
     pub key: String,
+    /// Of a second account, which has nothing and can pay nothing.
+    pub other_key: String,
     pub comfyui: Option<String>,
     /// Whether pods try to run commands in namespaces of their own.
     pub namespaces: bool,
@@ -75,6 +77,7 @@ impl World {
         Self {
             folder,
             key: new_key(),
+            other_key: new_key(),
             comfyui,
             namespaces,
             clock: WorldClock::new(clock),

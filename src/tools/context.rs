@@ -12,7 +12,7 @@ use crate::background::KeeperClient;
 use crate::config::{Config, Home, Limits};
 use crate::errors::chain;
 use crate::errors::harmless;
-use crate::fleet::{Audit, ENV_OWNER, Fleet, HomeIdentity, PodRecord};
+use crate::fleet::{Audit, ENV_OWNER, Fleet, HomeIdentity, PodRecord, VolumeRecord, Volumes};
 use crate::provider::{GpuProvider, Pod, PodStatus};
 use crate::ssh::Ssh;
 use crate::timing::Timing;
@@ -31,6 +31,7 @@ pub struct Services {
     /// `None` while no key is set.
     pub provider: Option<Arc<dyn GpuProvider>>,
     pub fleet: Fleet,
+    pub volumes: Volumes,
     pub audit: Audit,
     pub tunnels: Tunnels,
     pub ssh: Ssh,
@@ -69,8 +70,9 @@ impl Services {
         if self.keeper.is_alive() {
             return Ok(());
         }
-        let wanted =
-            self.fleet.read()?.values().any(PodRecord::is_open) || self.tunnels.read()?.values().any(|t| t.is_open());
+        let wanted = self.fleet.read()?.values().any(PodRecord::is_open)
+            || self.tunnels.read()?.values().any(|t| t.is_open())
+            || self.volumes.read()?.values().any(VolumeRecord::is_open);
         if wanted { self.keeper_for_changes().await } else { Ok(()) }
     }
 
@@ -80,7 +82,8 @@ impl Services {
         let records = self.fleet.read()?;
         let open: Vec<_> = records.iter().filter(|(_, record)| record.is_open()).collect();
         self.restore_lost_identity(&open).await?;
-        let unwritten = match HomeIdentity::bind(&self.home, &self.timing, &account, !open.is_empty()) {
+        let something_open = !open.is_empty() || self.volumes.read()?.values().any(VolumeRecord::is_being_sent);
+        let unwritten = match HomeIdentity::bind(&self.home, &self.timing, &account, something_open) {
             Ok(true) => return Ok(()),
             Ok(false) => None,
             Err(error) => Some(error),

@@ -1,10 +1,15 @@
-//! Pods: create, list, get, terminate. What they share is here: finding a pod by name or id, and its row.
+//! Pods: create, list, get, control, logs, terminate. What they share is here: finding a pod by name or id, and what it
+//! costs.
 
 mod agree;
+mod control;
 mod create;
+mod get;
 mod list;
+mod logs;
 mod placement;
 mod reach;
+mod row;
 mod terminate;
 
 use jiff::Timestamp;
@@ -16,8 +21,11 @@ use super::{ErrorKind, StillBilling, ToolError};
 use crate::fleet::{ENV_OWNER, HomeIdentity, Phase, PodRecord};
 use crate::provider::{Pod, PodStatus, ProviderError};
 
+pub use control::ControlPod;
 pub use create::CreatePodWithVolume;
-pub use list::{GetPod, ListPods};
+pub use get::GetPod;
+pub use list::ListPods;
+pub use logs::{PodLogs, follow_pod_logs};
 pub use reach::reach_pod;
 pub use terminate::TerminatePod;
 
@@ -53,20 +61,27 @@ pub(super) fn owner_of(pod: &Pod, identity: Option<&HomeIdentity>) -> Owner {
     }
 }
 
+/// Every pod there is, and when that was so by the provider's clock.
+pub(super) struct Listed {
+    pub pods: Vec<Found>,
+    date: Option<Timestamp>,
+}
+
 /// Every open pod of the account, the provider's list joined with our records; or our records alone when no key is
 /// set. A listing that fails is an error, never "none".
-pub(super) async fn all(services: &Services) -> Result<Vec<Found>, ToolError> {
+pub(super) async fn all(services: &Services) -> Result<Listed, ToolError> {
     let records = services.fleet.read()?;
     let mut open: Vec<_> = records.into_iter().filter(|(_, record)| record.is_open()).collect();
     let mut found = Vec::new();
-    if services.provider.is_some() {
-        for pod in services.provider()?.pods().await?.value {
+    let mut date = None;
+    if let Some(provider) = &services.provider {
+        let listed = provider.pods().await?;
+        date = listed.date;
+        for pod in listed.value {
             if pod.status == PodStatus::Terminated {
                 continue;
             }
-            let ours = open.iter().position(|(name, record)| {
-                record.known.pod_id.as_ref() == Some(&pod.id) || record.cloud_name(name) == pod.name
-            });
+            let ours = open.iter().position(|(name, record)| record.is_of(name, &pod));
             let (name, record) = match ours {
                 Some(index) => {
                     let (name, record) = open.swap_remove(index);
@@ -79,7 +94,7 @@ pub(super) async fn all(services: &Services) -> Result<Vec<Found>, ToolError> {
     }
     found.extend(open.into_iter().map(|(name, record)| Found { name, record: Some(record), pod: None }));
     found.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(found)
+    Ok(Listed { pods: found, date })
 }
 
 /// The pod of that name or id. Our records answer for our own; the provider is asked about others.
@@ -91,7 +106,7 @@ pub(super) async fn find(services: &Services, wanted: &str) -> Result<Found, Too
     if let Some((name, record)) = ours {
         return Ok(Found { name: name.clone(), record: Some(record.clone()), pod: None });
     }
-    let everything = all(services).await?;
+    let everything = all(services).await?.pods;
     let same = |found: &&Found| {
         found.name == wanted || found.pod.as_ref().is_some_and(|pod| pod.id == wanted || pod.name == wanted)
     };
@@ -99,11 +114,7 @@ pub(super) async fn find(services: &Services, wanted: &str) -> Result<Found, Too
     match matching.as_slice() {
         [only] => Ok((*only).clone()),
         [] => {
-            let closed = records.get(wanted).map(|record| match record.known.phase {
-                Phase::Gone => format!("; the pod of that name is gone (cost ${:.4})", record.known.cost_usd),
-                _ => "; the last create of that name was refused".to_owned(),
-            });
-            let closed = closed.unwrap_or_default();
+            let closed = records.get(wanted).map(|record| format!("; {}", closed(record))).unwrap_or_default();
             Err(ToolError::not_found(format!("`pod`: there is no pod with the name or id `{wanted}`{closed}"))
                 .hint(names(&everything)))
         }
@@ -125,7 +136,7 @@ pub(super) async fn find_or_only(services: &Services, wanted: Option<&str>) -> R
     if let (Some((name, record)), None) = (open.next(), open.next()) {
         return Ok(Found { name, record: Some(record), pod: None });
     }
-    let mut everything = all(services).await?;
+    let mut everything = all(services).await?.pods;
     if everything.len() == 1 {
         return Ok(everything.remove(0));
     }
@@ -141,6 +152,29 @@ fn names(everything: &[Found]) -> String {
     }
     let names: Vec<_> = everything.iter().map(|found| found.name.as_str()).collect();
     format!("use one of: {}", names.join(", "))
+}
+
+/// What became of a pod whose record is closed.
+fn closed(record: &PodRecord) -> String {
+    match (record.known.phase, never_seen(record)) {
+        (_, Some(create)) => create.to_owned(),
+        (Phase::Gone, None) => format!("the pod of that name is gone (cost ${:.4})", record.known.cost_usd),
+        _ => "the last create of that name was refused".to_owned(),
+    }
+}
+
+/// What is true of a closed record that no pod was ever known of; that one is gone would say too much.
+fn never_seen(record: &PodRecord) -> Option<&'static str> {
+    let known = &record.known;
+    let is_closed = known.phase == Phase::Gone && known.pod_id.is_none();
+    // The end of a sandbox's world is the end of all its pods.
+    if !is_closed || known.ending_cause.as_deref() == Some("world_ended") {
+        return None;
+    }
+    Some(match known.lacked {
+        Some(_) => "its create had no clear answer, and the pod never turned up",
+        None => "its create was cancelled before it made a pod",
+    })
 }
 
 /// The name a pod may be given: it becomes part of names in the cloud and of file names.
@@ -180,7 +214,7 @@ fn billing_of(record: &PodRecord) -> StillBilling {
 }
 
 /// What a pod cost up to now: what was counted, and the time since.
-fn cost_now(record: &PodRecord) -> f64 {
+pub(super) fn cost_now(record: &PodRecord) -> f64 {
     let known = &record.known;
     let billed = !matches!(known.status, None | Some(PodStatus::Exited | PodStatus::Terminated));
     let since = known.at.filter(|_| billed && record.is_open());
@@ -188,7 +222,7 @@ fn cost_now(record: &PodRecord) -> f64 {
     known.cost_usd + known.cost_per_hour * seconds / 3600.0
 }
 
-fn cents(usd: f64) -> f64 {
+pub(super) fn cents(usd: f64) -> f64 {
     // The sum of nothing is -0.0.
     (usd * 10_000.0).round() / 10_000.0 + 0.0
 }

@@ -66,7 +66,7 @@ fn fields(row: &Row, tool: &ToolDef) -> Vec<Field> {
     let properties = schema.get("properties").and_then(Value::as_object).cloned().unwrap_or_default();
     properties
         .into_iter()
-        .filter(|(name, _)| name != WAIT_FIELD && !fixed.contains_key(name))
+        .filter(|(name, _)| name != WAIT_FIELD && !fixed.contains_key(name) && !row.without.contains(&name.as_str()))
         .map(|(name, schema)| Field { required: required.contains(&name), name, schema })
         .collect()
 }

@@ -12,14 +12,64 @@ const ROW: Row = Row {
     positional: None,
     fixed: "{}",
     aliases: &[],
+    without: &[],
+    about: "",
     render: |answer| answer.to_string(),
     succeeded: |_| true,
 };
 
 pub static ROWS: &[Row] = &[
-    Row { path: "pod list", tool: "list_pods", aliases: &["pod ls", "ls", "ps"], render: pods, ..ROW },
+    Row {
+        path: "pod list",
+        tool: "list_pods",
+        fixed: r#"{"format": "detailed"}"#,
+        aliases: &["pod ls", "ls", "ps"],
+        render: pods,
+        ..ROW
+    },
     Row { path: "pod info", tool: "get_pod", positional: Some("pod"), aliases: &["info"], render: pod, ..ROW },
     Row { path: "pod create", tool: "create_pod_with_volume", positional: Some("name"), render: created_pod, ..ROW },
+    Row {
+        path: "pod start",
+        tool: "control_pod",
+        positional: Some("pod"),
+        fixed: r#"{"action": "start"}"#,
+        aliases: &["start"],
+        without: &["minutes"],
+        about: "Start a stopped pod",
+        render: controlled_pod,
+        ..ROW
+    },
+    Row {
+        path: "pod stop",
+        tool: "control_pod",
+        positional: Some("pod"),
+        fixed: r#"{"action": "stop"}"#,
+        aliases: &["stop"],
+        without: &["minutes", "confirm_price"],
+        about: "Stop a pod: its GPU costs nothing then, and its disk is wiped",
+        render: controlled_pod,
+        ..ROW
+    },
+    Row {
+        path: "pod restart",
+        tool: "control_pod",
+        positional: Some("pod"),
+        fixed: r#"{"action": "restart"}"#,
+        without: &["minutes", "confirm_price"],
+        about: "Restart a pod's container",
+        render: controlled_pod,
+        ..ROW
+    },
+    Row {
+        path: "pod extend",
+        tool: "control_pod",
+        positional: Some("pod"),
+        fixed: r#"{"action": "extend"}"#,
+        about: "Give a pod more time",
+        render: controlled_pod,
+        ..ROW
+    },
     Row {
         path: "pod kill",
         tool: "terminate_pod",
@@ -65,6 +115,8 @@ pub static ROWS: &[Row] = &[
     },
     Row { path: "volume list", tool: "list_volumes", aliases: &["volume ls"], render: volumes, ..ROW },
     Row { path: "gpu list", tool: "list_gpus", aliases: &["gpu ls"], render: gpus, ..ROW },
+    Row { path: "volume create", tool: "create_volume", positional: Some("name"), render: made_volume, ..ROW },
+    Row { path: "spending", tool: "spending", render: spending, ..ROW },
 ];
 
 pub(super) fn about_group(group: &str) -> &'static str {
@@ -86,7 +138,9 @@ fn pods(answer: &Value) -> String {
         column("WHERE", |row| text(&row["data_center"])),
         column("AN HOUR", |row| usd(&row["price_per_hour"])),
         column("COST", |row| usd(&row["cost_usd"])),
+        column("BILLED", |row| billed(&row["billed_seconds"])),
         column("ENDS AT", |row| moment(&row["expires_at"])),
+        column("VOLUME", |row| volume(&row["volume"])),
         column("TUNNEL", |row| text(&row["tunnels"])),
         column("NOTE", |row| match row["owner"].as_str() {
             Some("other_machine") => "of another machine".to_owned(),
@@ -98,6 +152,9 @@ fn pods(answer: &Value) -> String {
     let mut lines = vec![rows];
     if answer["pods"].as_array().is_some_and(|pods| !pods.is_empty()) {
         lines.push(format!("In all {} an hour.", usd(&answer["burn_rate_per_hour"])));
+    }
+    if !answer["next"].is_null() {
+        lines.push(format!("These are not all of {} pods; see --page.", text(&answer["total"])));
     }
     lines.extend(answer["warning"].as_str().map(clean));
     lines.join("\n")
@@ -112,20 +169,59 @@ fn pod(answer: &Value) -> String {
         ("Where", text(&answer["data_center"])),
         ("An hour", usd(&answer["price_per_hour"])),
         ("Cost so far", usd(&answer["cost_usd"])),
+        ("Billed for", billed(&answer["billed_seconds"])),
+        ("Can cost", usd(&answer["reserved_usd"])),
         ("Ends at", moment(&answer["expires_at"])),
+        ("Own switch", text(&answer["switch"])),
+        ("Ends when idle", moment(&answer["idle_ends_at"])),
         ("Volume", volume(&answer["volume"])),
+        ("Mount", text(&answer["mount"])),
+        ("Last action", text(&answer["action"])),
+        ("Intent", text(&answer["intent"])),
         ("SSH", text(&answer["ssh"])),
         ("Tunnel", text(&answer["tunnels"])),
         ("Problem", text(&answer["problem"])),
     ])];
     let steps = answer["readiness"].as_array().into_iter().flatten();
-    let steps = steps.map(|step| format!("{} {}", if step["done"] == true { "+" } else { "-" }, text(&step["step"])));
+    let steps = steps.map(|step| {
+        let sign = if step["done"] == true { "+" } else { "-" };
+        let took = step["elapsed_seconds"].as_f64().map(|seconds| format!(" ({seconds} s)")).unwrap_or_default();
+        format!("{sign} {}{took}", text(&step["step"]))
+    });
     lines.push(format!("Ready: {}", steps.collect::<Vec<_>>().join(", ")));
     lines.extend(answer["waiting_for"].as_str().map(|what| format!("Waiting for {}", clean(what))));
+    lines.extend(answer["next"].as_str().map(|_| next(answer)));
+    lines.join("\n")
+}
+
+fn controlled_pod(answer: &Value) -> String {
+    let already = if answer["changed"] == false { " already" } else { "" };
+    let mut lines = vec![clean(&format!("The pod {} is{already} {}.", text(&answer["pod"]), text(&answer["state"])))];
+    let changed = |now: &Value, before: &Value| match before {
+        Value::Null => text(now),
+        before => format!("{} instead of {}", text(now), text(before)),
+    };
+    let ends_at = match &answer["expires_at_before"] {
+        Value::Null => moment(&answer["expires_at"]),
+        before => format!("{} instead of {}", moment(&answer["expires_at"]), moment(before)),
+    };
+    lines.push(facts(&[
+        ("GPU", changed(&answer["gpu"], &answer["gpu_before"])),
+        ("SSH", changed(&answer["ssh"], &answer["ssh_before"])),
+        ("An hour", usd(&answer["price_per_hour"])),
+        ("Can cost", usd(&answer["reserved_usd"])),
+        ("Ends at", ends_at),
+        ("Own switch", text(&answer["switch"])),
+    ]));
+    lines.extend(answer["waiting_for"].as_str().map(|what| format!("Waiting for {}", clean(what))));
+    lines.push(next(answer));
     lines.join("\n")
 }
 
 fn created_pod(answer: &Value) -> String {
+    if answer["state"] == "dry_run" {
+        return planned_pod(answer);
+    }
     let what = if answer["created"] == true { "Created" } else { "There is already" };
     let mut lines = vec![format!("{what} the pod {}.", text(&answer["pod"]))];
     lines.push(facts(&[
@@ -143,9 +239,31 @@ fn created_pod(answer: &Value) -> String {
     lines.join("\n")
 }
 
+fn planned_pod(answer: &Value) -> String {
+    let columns = [
+        column("GPU", |row| text(&row["gpu"])),
+        column("AN HOUR", |row| usd(&row["price_per_hour"])),
+        column("UNTIL ITS DEADLINE", |row| usd(&row["total_usd"])),
+    ];
+    let candidates = table(&answer["candidates"], &columns, "Nothing fits.");
+    let about = facts(&[
+        ("Volume", volume(&answer["volume"])),
+        ("Would end at", moment(&answer["expires_at"])),
+        ("Sets aside", usd(&answer["reserved_usd"])),
+        ("Caps", text(&answer["caps"])),
+    ]);
+    format!(
+        "Nothing was created. For the pod {} would be tried, in this order:\n{candidates}\n{about}",
+        clean(&text(&answer["pod"]))
+    )
+}
+
 fn ended_pod(answer: &Value) -> String {
     let (pod, cost) = (text(&answer["pod"]), usd(&answer["cost_usd"]));
     let mut lines = vec![match answer["done"].as_bool() {
+        _ if !answer["cancelled"].is_null() => {
+            clean(&format!("The pod {pod} is cancelled: {}.", text(&answer["cancelled"])))
+        }
         Some(true) => clean(&format!("The pod {pod} is gone. It cost {cost}.")),
         _ => clean(&format!("The pod {pod} is being ended; waiting for {}.", text(&answer["waiting_for"]))),
     }];
@@ -295,6 +413,12 @@ fn moment(value: &Value) -> String {
     moment.map_or_else(|| text(value), |moment| format!("{moment:.0}"))
 }
 
+/// Seconds as people read them.
+fn billed(value: &Value) -> String {
+    let seconds = value.as_u64().map(std::time::Duration::from_secs);
+    seconds.map_or_else(|| "-".to_owned(), |seconds| humantime::format_duration(seconds).to_string())
+}
+
 fn gib(value: &Value) -> String {
     value.as_f64().map_or_else(|| "-".to_owned(), |amount| format!("{amount} GiB"))
 }
@@ -313,10 +437,22 @@ fn volumes(answer: &Value) -> String {
         column("ID", |row| text(&row["id"])),
         column("GB", |row| text(&row["size_gb"])),
         column("DATA CENTER", |row| text(&row["data_center"])),
+        column("TIER", |row| text(&row["tier"])),
         column("A MONTH", |row| usd(&row["monthly_usd"])),
+        column("PODS", |row| text(&row["pods"])),
     ];
-    let rows = table(&answer["volumes"], &columns, "The account has no network volumes.");
-    format!("{rows}\nIn all {} a month.", usd(&answer["total_monthly_usd"]))
+    let mut lines = vec![table(&answer["volumes"], &columns, "The account has no network volumes.")];
+    lines.extend(open_volumes(&answer["open"]));
+    lines.push(format!("In all {} a month.", usd(&answer["total_monthly_usd"])));
+    lines.extend(answer["warning"].as_str().map(clean));
+    lines.join("\n")
+}
+
+fn open_volumes(open: &Value) -> impl Iterator<Item = String> {
+    open.as_array().into_iter().flatten().map(|row| {
+        let (name, size, waiting_for) = (text(&row["name"]), text(&row["size_gb"]), text(&row["waiting_for"]));
+        clean(&format!("{name}: {size} GB, waiting for {waiting_for}. Next: {}", text(&row["next"])))
+    })
 }
 
 fn gpus(answer: &Value) -> String {
@@ -329,4 +465,67 @@ fn gpus(answer: &Value) -> String {
         column("DATA CENTERS", |row| text(&row["data_centers"])),
     ];
     table(&answer["gpus"], &columns, "No GPU fits; ask for less memory, a higher price or --include-unavailable.")
+}
+
+fn made_volume(answer: &Value) -> String {
+    let what = if answer["created"] == true { "Created" } else { "There is already" };
+    let what = if answer["done"] == true { what } else { "Waiting for" };
+    let mut lines = vec![clean(&format!("{what} the volume {}.", text(&answer["volume"])))];
+    lines.push(facts(&[
+        ("Id", text(&answer["volume_id"])),
+        ("GB", text(&answer["size_gb"])),
+        ("Where", text(&answer["data_center"])),
+        ("A month", usd(&answer["monthly_usd"])),
+        ("All volumes", usd(&answer["total_monthly_usd"])),
+        ("Note", text(&answer["note"])),
+    ]));
+    lines.push(next(answer));
+    lines.join("\n")
+}
+
+fn spending(answer: &Value) -> String {
+    let mut lines = vec![format!(
+        "{} an hour now. Today ({}, UTC): {} spent, {} set aside.",
+        usd(&answer["burn_rate_per_hour"]),
+        clean(&text(&answer["day"])),
+        usd(&answer["today_usd"]),
+        usd(&answer["today_reserved_usd"])
+    )];
+    let columns = [
+        column("POD", |row| text(&row["pod"])),
+        column("AN HOUR", |row| usd(&row["price_per_hour"])),
+        column("COST", |row| usd(&row["cost_usd"])),
+        column("TODAY", |row| usd(&row["today_usd"])),
+        column("SET ASIDE", |row| usd(&row["reserved_usd"])),
+        column("ENDS AT", |row| moment(&row["expires_at"])),
+    ];
+    lines.push(table(&answer["pods"], &columns, "No pods."));
+    let columns = [
+        column("LIMIT", |row| text(&row["limit"])),
+        column("CAP", |row| text(&row["cap"])),
+        column("USED", |row| text(&row["used"])),
+        column("LEFT", |row| text(&row["left"])),
+    ];
+    lines.push(table(&answer["caps"], &columns, "No caps."));
+    lines.extend(answer["unknown"].as_array().into_iter().flatten().map(|row| {
+        let (pod, set_aside) = (text(&row["pod"]), usd(&row["reserved_usd"]));
+        clean(&format!("{pod}: outcome unknown, {set_aside} set aside. Next: {}", text(&row["next"])))
+    }));
+    if !answer["volumes_monthly_usd"].is_null() {
+        lines.push(format!("Network volumes: {} a month.", usd(&answer["volumes_monthly_usd"])));
+    }
+    lines.extend(open_volumes(&answer["open_volumes"]));
+    if let Some(billed) = answer["billed"].as_object() {
+        let [all, ours] = ["today_usd", "ours_usd"].map(|field| usd(&billed[field]));
+        lines.push(format!("Billed by RunPod today: {all}, of it {ours} for pods of this home."));
+    }
+    for note in answer["audit"].as_array().into_iter().flatten() {
+        let facts = note["facts"].as_object().into_iter().flatten();
+        let facts: Vec<_> = facts.map(|(name, value)| format!("{name}={}", text(value))).collect();
+        let (at, actor, event) = (moment(&note["at"]), text(&note["actor"]), text(&note["event"]));
+        lines.push(clean(&format!("{at} {actor}: {event} {}", facts.join(" "))));
+    }
+    let warnings = answer["warnings"].as_array().into_iter().flatten();
+    lines.extend(warnings.map(|warning| format!("Note: {}", clean(&text(warning)))));
+    lines.join("\n")
 }

@@ -23,13 +23,15 @@ impl PodTask {
         let (id_of_wish, action) = (wish.id.clone(), wish.action);
         let journaled = self
             .know(move |record| {
+                // A stopped pod has no address; the one that its stop found is what a start changes.
+                let earlier = record.known.action.take().and_then(|action| action.ssh_before);
                 record.known.action = Some(ActionKnown {
                     id: id_of_wish,
                     action,
                     state: ActionState::Sent,
                     problem: None,
                     gpu_before: record.known.gpu.clone(),
-                    ssh_before: record.known.ssh.clone(),
+                    ssh_before: record.known.ssh.clone().or(earlier),
                 });
             })
             .await;

@@ -3,8 +3,8 @@
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::PodTask;
 use super::placing::Search;
+use super::{OTHER_ACCOUNT, PodTask};
 use crate::errors::chain;
 use crate::fleet::{Phase, PodRecord, TURNS_UP_WITHIN};
 use crate::provider::{GpuProvider, delete_and_prove};
@@ -46,6 +46,12 @@ impl PodTask {
 
     /// Closes the record. What it cost is counted to this moment by the provider's clock.
     pub(super) async fn gone(&mut self, cause: &'static str) {
+        let was_sent = self.last.as_ref().is_some_and(|record| record.known.phase != Phase::Journaled);
+        if was_sent && !self.may_prove_absence() {
+            self.back_off();
+            self.know(|record| record.known.problem = Some(OTHER_ACCOUNT.to_owned())).await;
+            return;
+        }
         let now = self.keeper.clock.now();
         let closed = self
             .know(move |record| {

@@ -89,6 +89,7 @@ impl PodTask {
     /// Takes a pod that is there into the record. If the disk doesn't take it, it is kept in memory and tried again with
     /// each step, and its deadline is kept all the same.
     pub(super) async fn found(&mut self, pod: Pod, now: Timestamp) {
+        self.seen_by = self.keeper.account.borrow().clone();
         let learnt = pod.clone();
         let change = move |record: &mut PodRecord| {
             record.learn_and_judge(&learnt, now);
@@ -191,6 +192,9 @@ impl PodTask {
                     return Search::Found;
                 }
                 self.call_again_in(self.keeper.timing.pod_poll_waiting);
+                if !self.may_prove_absence() {
+                    return Search::Failed;
+                }
                 self.know(move |record| {
                     let from = record.known.lacked.map_or(now, |(from, _)| from.min(now));
                     record.known.lacked = Some((from, now));

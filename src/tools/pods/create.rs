@@ -189,11 +189,11 @@ impl Tool for CreatePodWithVolume {
         // Without a key and without a keeper nothing may be promised.
         services.provider()?;
         services.refuse_foreign_account().await?;
-        let limits = services.limits()?;
+        let mut limits = services.limits()?;
         let lifetime = lifetime(&input, &limits)?;
         let mut resolved = resolve(services, &input, &limits).await?;
         if input.dry_run {
-            return dry_run(context, &name, resolved, lifetime, &limits);
+            return dry_run(context, &name, &input, resolved, lifetime, &limits);
         }
         // The pod gets our key when it is made, so what keeps us from having one is told before anything is asked for.
         services.ssh.public_key().await.map_err(|error| {
@@ -214,7 +214,8 @@ impl Tool for CreatePodWithVolume {
             room_for(context, &name, &fresh, &limits)?;
             agree::ask(context, &waiting, &format!("create the pod {name}"), resolved.dearest(), &limits).await?;
             agreed = Some(resolved.dearest());
-            // People take their time; prices and stock may have changed.
+            // People take their time; caps, prices and stock may have changed.
+            limits = services.limits()?;
             resolved = resolve(services, &input, &limits).await?;
         };
         let (created, record) = match ensured {
@@ -244,21 +245,13 @@ impl Tool for CreatePodWithVolume {
 
     fn text(output: &CreateOutput) -> String {
         let CreateOutput { pod, state, next, .. } = output;
-        let made = match (output.created, state) {
-            (_, CreateState::DryRun) => "dry run",
-            (true, _) => "new",
-            (false, _) => "there already",
-        };
+        if *state == CreateState::DryRun {
+            return dry_run_text(output);
+        }
+        let made = if output.created { "new" } else { "there already" };
         let mut text = format!("Pod {pod} ({made}): {state:?}");
         if let (Some(gpu), Some(price)) = (&output.gpu, output.price_per_hour) {
             text.push_str(&format!(", {gpu} at ${price:.2}/h"));
-        }
-        for candidate in &output.candidates {
-            let CandidateRow { gpu, price_per_hour, total_usd } = candidate;
-            text.push_str(&format!("\n{gpu}: ${price_per_hour:.2}/h, ${total_usd:.2} in all"));
-        }
-        if let Some(caps) = &output.caps {
-            text.push_str(&format!("\nCaps: {caps}"));
         }
         text.push_str(&format!(", ends by itself at {:.0}", output.expires_at));
         if let Some(waiting_for) = &output.waiting_for {
@@ -269,6 +262,16 @@ impl Tool for CreatePodWithVolume {
         }
         format!("{text}.\nNext: {next}")
     }
+}
+
+fn dry_run_text(output: &CreateOutput) -> String {
+    let mut lines = vec![format!("Nothing was created. For the pod {} would be tried:", output.pod)];
+    lines.extend(output.candidates.iter().map(|candidate| {
+        let CandidateRow { gpu, price_per_hour, total_usd } = candidate;
+        format!("{gpu}: ${price_per_hour:.2}/h, ${total_usd:.2} until {:.0}", output.expires_at)
+    }));
+    lines.push(format!("Caps: {}.", output.caps.as_deref().unwrap_or_default()));
+    lines.join("\n")
 }
 
 fn lifetime(input: &CreateInput, limits: &Limits) -> Result<SignedDuration, ToolError> {
@@ -316,6 +319,7 @@ fn over_cap(context: &Context, name: &str, fresh: &PodRecord, limits: &Limits) -
 fn dry_run(
     context: &Context,
     name: &str,
+    input: &CreateInput,
     resolved: Resolved,
     lifetime: SignedDuration,
     limits: &Limits,
@@ -323,10 +327,10 @@ fn dry_run(
     let now = Timestamp::now();
     let fresh = PodRecord::new(new_intent(), resolved.request.clone(), resolved.candidates.clone(), lifetime);
     let dearest = resolved.dearest();
-    let caps = match (services_join(context, name, &fresh)?, over_cap(context, name, &fresh, limits)?) {
+    let caps = match (in_the_way(context, name, &fresh)?, over_cap(context, name, &fresh, limits)?) {
         (Some(there), _) => there,
         (None, Some(over)) => format!("refused: {over}"),
-        (None, None) if !agree::is_agreed(dearest, None, limits) => {
+        (None, None) if !agree::is_agreed(dearest, input.confirm_price, limits) => {
             format!("allowed, with the user's agreement (confirm_price: {dearest:.2})")
         }
         (None, None) => "allowed".to_owned(),
@@ -353,7 +357,7 @@ fn dry_run(
 }
 
 /// What stands in the way of a new pod by that name, or makes one needless.
-fn services_join(context: &Context, name: &str, fresh: &PodRecord) -> Result<Option<String>, ToolError> {
+fn in_the_way(context: &Context, name: &str, fresh: &PodRecord) -> Result<Option<String>, ToolError> {
     Ok(context.services.fleet.join(name, fresh)?.map(|found| match found {
         Ensured::Joined(_) => format!("nothing would be created: there is such a pod `{name}` already"),
         refused => format!("refused: {}", watch::not_ensured(name, refused).message),

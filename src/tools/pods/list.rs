@@ -1,17 +1,19 @@
-//! list_pods and get_pod: the provider's truth joined with our records.
+//! list_pods: the provider's truth joined with our records.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Found, MountedVolume, Owner, all, cents, cost_now, find_or_only, mounted_volume, owner_of, while_a_pod_runs,
-};
-use crate::fleet::{HomeIdentity, Phase, WantedState};
-use crate::provider::{PodStatus, ProviderError};
+use super::row::{PodRow, Surroundings};
+use super::{Found, Owner, all, cents, owner_of};
+use crate::fleet::HomeIdentity;
 use crate::tools::context::Services;
-use crate::tools::{Context, Effect, Tool, ToolError};
-use crate::tunnel::{COMFY_PORT, TunnelRecord, TunnelState};
+use crate::tools::{Context, Effect, StillBilling, Tool, ToolError};
+
+const ROWS_A_PAGE: usize = 25;
+
+/// Deadlines are kept by the provider's clock as well, so a difference is told before somebody wonders.
+const MOST_SKEW: SignedDuration = SignedDuration::from_secs(60);
 
 /// Where an answer comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
@@ -22,48 +24,41 @@ pub(super) enum Source {
     Records,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct PodRow {
-    /// The name by which every tool knows it; the id for a pod without a record.
-    pod: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pod_id: Option<String>,
-    owner: Owner,
-    /// The provider's word; `PLACING`, `UNKNOWN_OUTCOME` or `ENDING` from our records.
-    status: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    gpu: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data_center: Option<String>,
-    price_per_hour: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    volume: Option<MountedVolume>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<Timestamp>,
-    /// USD so far, by our own count.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cost_usd: Option<f64>,
-    /// Addresses of its tunnels on this machine.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    tunnels: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Format {
+    #[default]
+    Concise,
+    Detailed,
 }
 
 pub struct ListPods;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ListPodsInput {}
+pub struct ListPodsInput {
+    /// `detailed` adds volumes and their mount, data center, the pod's own switch, billed time and reservation.
+    #[serde(default)]
+    format: Option<Format>,
+    /// Which page of 25 pods; the first when left out.
+    #[schemars(range(min = 1, max = 1000))]
+    #[serde(default)]
+    page: Option<usize>,
+}
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ListPodsOutput {
+    /// Ours first.
     pods: Vec<PodRow>,
+    /// On all pages.
+    total: usize,
     /// USD an hour for all that run, whoever made them.
     burn_rate_per_hour: f64,
     source: Source,
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
 }
 
 impl Tool for ListPods {
@@ -76,63 +71,62 @@ impl Tool for ListPods {
     type Input = ListPodsInput;
     type Output = ListPodsOutput;
 
-    async fn run(context: &Context, _: ListPodsInput) -> Result<ListPodsOutput, ToolError> {
+    async fn run(context: &Context, input: ListPodsInput) -> Result<ListPodsOutput, ToolError> {
         let services = &context.services;
-        let found = all(services).await?;
-        let tunnels: Vec<_> = services.tunnels.read()?.into_values().collect();
-        let identity = HomeIdentity::read(&services.home)?;
-        let pods: Vec<_> = found.iter().map(|found| row(found, &tunnels, identity.as_ref())).collect();
-        heal(services, &found, identity.as_ref()).await;
+        let listed = all(services).await.map_err(|mut error| {
+            error.still_billing.get_or_insert(StillBilling::Possible);
+            error
+        })?;
+        let surroundings = surroundings(services)?;
+        heal(services, &listed.pods, surroundings.identity.as_ref()).await;
+        let mut rows: Vec<_> = listed.pods.iter().map(|found| surroundings.row(found)).collect();
+        rows.sort_by_key(|row| row.owner != Owner::Ours);
+        let burning = rows.iter().filter(|row| row.status != "EXITED").map(|row| row.price_per_hour).sum();
+        let total = rows.len();
+        let page = input.page.unwrap_or(1).max(1);
+        let on_page = rows.into_iter().skip((page - 1) * ROWS_A_PAGE).take(ROWS_A_PAGE);
+        let pods = match input.format.unwrap_or_default() {
+            Format::Concise => on_page.map(PodRow::concise).collect(),
+            Format::Detailed => on_page.collect(),
+        };
         let (source, warning) = match services.provider {
-            Some(_) => (Source::Provider, None),
+            Some(_) => (Source::Provider, listed.date.and_then(skew)),
             None => (Source::Records, Some(unverified(services))),
         };
-        Ok(ListPodsOutput {
-            burn_rate_per_hour: cents(
-                pods.iter().filter(|row| row.status != "EXITED").map(|row| row.price_per_hour).sum(),
-            ),
-            pods,
-            source,
-            warning,
-        })
+        let next = (total > page * ROWS_A_PAGE).then(|| format!("list_pods {{\"page\": {}}}", page + 1));
+        Ok(ListPodsOutput { pods, total, burn_rate_per_hour: cents(burning), source, warning, next })
     }
 
     fn text(output: &ListPodsOutput) -> String {
-        let mut lines: Vec<_> = output.pods.iter().map(line).collect();
-        match output.pods.as_slice() {
-            [] if output.source == Source::Records => lines.push("No pods in our records.".to_owned()),
-            [] => lines.push("No pods; nothing is billed for any.".to_owned()),
-            _ => lines.push(format!("Burning ${:.2}/h.", output.burn_rate_per_hour)),
+        let mut lines: Vec<_> = output.pods.iter().map(PodRow::line).collect();
+        match output.total {
+            0 if output.source == Source::Records => lines.push("No pods in our records.".to_owned()),
+            0 => lines.push("No pods; nothing is billed for any.".to_owned()),
+            total => lines.push(format!("{total} in all, burning ${:.2}/h.", output.burn_rate_per_hour)),
         }
         lines.extend(output.warning.clone());
+        lines.extend(output.next.as_ref().map(|next| format!("Next: {next}")));
         lines.join("\n")
     }
 }
 
-fn line(row: &PodRow) -> String {
-    let mut text = format!("{}: {}", row.pod, row.status);
-    if let Some(gpu) = &row.gpu {
-        text.push_str(&format!(", {gpu}"));
-    }
-    text.push_str(&format!(", ${:.2}/h", row.price_per_hour));
-    match row.owner {
-        Owner::Ours => {}
-        Owner::OtherMachine => text.push_str(", of another machine"),
-        Owner::Unmanaged => text.push_str(", not made by this program"),
-    }
-    if let Some(cost) = row.cost_usd {
-        text.push_str(&format!(", ${cost:.4} so far"));
-    }
-    if let Some(at) = row.expires_at {
-        text.push_str(&format!(", ends at {at:.0}"));
-    }
-    for tunnel in &row.tunnels {
-        text.push_str(&format!(", {tunnel}"));
-    }
-    if let Some(problem) = &row.problem {
-        text.push_str(&format!(" ({problem})"));
-    }
-    text
+pub(super) fn surroundings(services: &Services) -> Result<Surroundings, ToolError> {
+    Ok(Surroundings {
+        tunnels: services.tunnels.read()?.into_values().collect(),
+        identity: HomeIdentity::read(&services.home)?,
+        asked: services.provider.is_some(),
+    })
+}
+
+fn skew(date: Timestamp) -> Option<String> {
+    let ahead = Timestamp::now().duration_since(date);
+    let seconds = ahead.as_secs().abs();
+    (ahead.abs() > MOST_SKEW).then(|| {
+        let which = if ahead.is_negative() { "behind" } else { "ahead of" };
+        format!(
+            "this machine's clock is {seconds} s {which} the provider's; a deadline is kept by whichever comes first"
+        )
+    })
 }
 
 fn unverified(services: &Services) -> String {
@@ -145,174 +139,18 @@ fn unverified(services: &Services) -> String {
 }
 
 /// Whoever looks and sees a pod of ours without its keeper starts it again, for nobody else keeps the deadline.
-async fn heal(services: &Services, found: &[Found], identity: Option<&HomeIdentity>) {
+pub(super) async fn heal(services: &Services, found: &[Found], identity: Option<&HomeIdentity>) {
     let unrecorded = |found: &Found| {
         found.record.is_none() && found.pod.as_ref().is_some_and(|pod| owner_of(pod, identity) == Owner::Ours)
     };
-    let healed = if found.iter().any(unrecorded) && !services.keeper.is_alive() {
-        // The keeper takes such pods back when it starts.
-        services.keeper_for_changes().await
+    let healed = if found.iter().any(unrecorded) {
+        let healed = services.keeper_for_changes().await;
+        services.keeper.look_for_pods().await;
+        healed
     } else {
         services.revive_keeper().await
     };
     if let Err(error) = healed {
         tracing::warn!(%error, "the keeper can't be started");
     }
-}
-
-fn row(found: &Found, tunnels: &[TunnelRecord], identity: Option<&HomeIdentity>) -> PodRow {
-    let Found { name, record, pod } = found;
-    let known = record.as_ref().map(|record| &record.known);
-    let owner = match (record, pod) {
-        (Some(_), _) => Owner::Ours,
-        (None, Some(pod)) => owner_of(pod, identity),
-        (None, None) => Owner::Unmanaged,
-    };
-    let ending = record
-        .as_ref()
-        .is_some_and(|record| record.wanted.state == WantedState::Gone || record.known.ending_since.is_some());
-    let status = match (pod, known) {
-        _ if ending => "ENDING".to_owned(),
-        (Some(pod), _) => status_word(pod.status),
-        (None, Some(known)) if known.phase == Phase::Unknown => "UNKNOWN_OUTCOME".to_owned(),
-        (None, Some(known)) => known.status.map_or_else(|| "PLACING".to_owned(), status_word),
-        (None, None) => "UNKNOWN".to_owned(),
-    };
-    let late = record.as_ref().is_some_and(|record| record.is_open() && record.expires_at() < Timestamp::now());
-    let overdue = late.then_some("its deadline has passed; the keeper is ending it");
-    let price = pod.as_ref().map_or_else(|| known.map_or(0.0, |known| known.cost_per_hour), |pod| pod.cost_per_hour);
-    let id = found.pod_id().map(str::to_owned);
-    PodRow {
-        pod: name.clone(),
-        owner,
-        status,
-        gpu: pod.as_ref().and_then(|pod| pod.gpu.clone()).or_else(|| known?.gpu.clone()),
-        data_center: pod.as_ref().and_then(|pod| pod.data_center.clone()).or_else(|| known?.data_center.clone()),
-        price_per_hour: cents(price),
-        volume: mounted_volume(record.as_ref(), pod.as_ref()),
-        expires_at: record.as_ref().map(crate::fleet::PodRecord::expires_at),
-        cost_usd: record.as_ref().map(|record| cents(cost_now(record))),
-        tunnels: tunnels
-            .iter()
-            .filter(|tunnel| tunnel.wanted.open && Some(&tunnel.wanted.pod_id) == id.as_ref())
-            .filter_map(TunnelRecord::url)
-            .collect(),
-        problem: known.and_then(|known| known.problem.clone()).or_else(|| overdue.map(str::to_owned)),
-        pod_id: id,
-    }
-}
-
-fn status_word(status: PodStatus) -> String {
-    serde_json::to_value(status).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-pub struct GetPod;
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct GetPodInput {
-    /// The pod's name or id; may be left out when there is only one.
-    #[serde(default)]
-    pod: Option<String>,
-}
-
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct GetPodOutput {
-    #[serde(flatten)]
-    row: PodRow,
-    /// The way to ComfyUI, step by step.
-    readiness: Vec<Step>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    waiting_for: Option<String>,
-    /// SSH as the provider tells it: user@host:port.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ssh: Option<String>,
-    source: Source,
-}
-
-#[derive(Debug, Serialize, JsonSchema)]
-struct Step {
-    step: &'static str,
-    done: bool,
-}
-
-impl Tool for GetPod {
-    const NAME: &'static str = "get_pod";
-    const TITLE: &'static str = "Show a pod";
-    const DESCRIPTION: &'static str =
-        "One pod: status, GPU, price, cost so far, deadline, volume, and how far it is on the way to ComfyUI.";
-    const EFFECT: Effect = Effect::Reads;
-    const EXAMPLE: &'static str = r#"{"pod": "comfy"}"#;
-    type Input = GetPodInput;
-    type Output = GetPodOutput;
-
-    async fn run(context: &Context, input: GetPodInput) -> Result<GetPodOutput, ToolError> {
-        let services = &context.services;
-        let mut found = find_or_only(services, input.pod.as_deref()).await?;
-        let source = if services.provider.is_some() { Source::Provider } else { Source::Records };
-        if let (None, Some(id), Some(provider)) = (&found.pod, found.pod_id().map(str::to_owned), &services.provider) {
-            match provider.pod(&id).await {
-                Ok(answer) => found.pod = Some(answer.value),
-                // Its own page may lag; the keeper finds out whether it is gone.
-                Err(ProviderError::NotFound { .. }) => {}
-                Err(error) => return Err(while_a_pod_runs(error)),
-            }
-        }
-        let identity = HomeIdentity::read(&services.home)?;
-        heal(services, std::slice::from_ref(&found), identity.as_ref()).await;
-        let tunnels: Vec<_> = services.tunnels.read()?.into_values().collect();
-        let tunnel = tunnels.iter().find(|tunnel| {
-            Some(tunnel.wanted.pod_id.as_str()) == found.pod_id() && tunnel.wanted.remote_port == COMFY_PORT
-        });
-        let readiness = readiness(&found, tunnel, services.keeper.is_alive());
-        let waiting_for = readiness.iter().find(|step| !step.done).map(|step| match tunnel {
-            Some(tunnel) if step.step == "tunnel" || step.step == "comfyui" => {
-                let cause = tunnel.known.cause.as_deref().unwrap_or("not up yet");
-                format!("{}: {cause}", step.step)
-            }
-            None if step.step == "tunnel" => "tunnel: there is none; open it with start_tunnel".to_owned(),
-            _ => step.step.to_owned(),
-        });
-        let ssh = found.pod.as_ref().and_then(|pod| pod.ssh.as_ref());
-        Ok(GetPodOutput {
-            ssh: ssh.map(|at| format!("{}@{}:{}", at.user, at.host, at.port)),
-            row: row(&found, &tunnels, identity.as_ref()),
-            readiness,
-            waiting_for,
-            source,
-        })
-    }
-
-    fn text(output: &GetPodOutput) -> String {
-        let mut text = line(&output.row);
-        if let Some(waiting_for) = &output.waiting_for {
-            text.push_str(&format!("\nNot ready for ComfyUI; waiting for {waiting_for}."));
-        }
-        text
-    }
-}
-
-fn readiness(found: &Found, tunnel: Option<&TunnelRecord>, held: bool) -> Vec<Step> {
-    let pod = found.pod.as_ref();
-    let running = pod.is_some_and(|pod| pod.status == PodStatus::Running);
-    // What the keeper wrote counts only while it lives.
-    let state = tunnel.filter(|_| held).map(|tunnel| tunnel.known.state);
-    let tunnel_up = matches!(
-        state,
-        Some(
-            TunnelState::SshUp
-                | TunnelState::Healthy
-                | TunnelState::RemoteRefused
-                | TunnelState::HttpTimeout
-                | TunnelState::WrongService
-        )
-    );
-    let step = |step, done| Step { step, done };
-    vec![
-        step("allocated", pod.is_some()),
-        step("container", running),
-        step("ssh address", running && pod.is_some_and(|pod| pod.ssh.is_some())),
-        step("tunnel", tunnel_up),
-        step("comfyui", state == Some(TunnelState::Healthy)),
-    ]
 }

@@ -107,13 +107,16 @@ fn nothing_fits(priced: &[Candidate], most: f64, wishes: &Wishes) -> ToolError {
         .hint("see list_gpus with include_unavailable, ask for less memory, name gpus, or use a volume elsewhere")
 }
 
-/// An exact id, or a short name that means one GPU.
+/// An exact id or name, or a part of one in whole words that means a single GPU, like `4090`.
 fn find_gpu<'a>(catalog: &'a [GpuType], wanted: &str) -> Result<&'a GpuType, ToolError> {
     if let Some(gpu) = catalog.iter().find(|gpu| gpu.id == wanted) {
         return Ok(gpu);
     }
     let same = |name: &str| name.eq_ignore_ascii_case(wanted.trim());
-    let named: Vec<_> = catalog.iter().filter(|gpu| same(&gpu.name) || same(&gpu.id)).collect();
+    let mut named: Vec<_> = catalog.iter().filter(|gpu| same(&gpu.name) || same(&gpu.id)).collect();
+    if named.is_empty() {
+        named = catalog.iter().filter(|gpu| has_words(&gpu.name, wanted) || has_words(&gpu.id, wanted)).collect();
+    }
     match named.as_slice() {
         [only] => Ok(only),
         [] => {
@@ -125,6 +128,63 @@ fn find_gpu<'a>(catalog: &'a [GpuType], wanted: &str) -> Result<&'a GpuType, Too
             let ids: Vec<_> = several.iter().map(|gpu| gpu.id.as_str()).collect();
             Err(ToolError::invalid("gpus", format!("`{wanted}` is ambiguous"))
                 .hint(format!("use an id: {}", ids.join(", "))))
+        }
+    }
+}
+
+/// Whether the words of `wanted` stand in `name`, one after the other.
+fn has_words(name: &str, wanted: &str) -> bool {
+    let words = |text: &str| text.to_lowercase().split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let (name, wanted) = (words(name), words(wanted));
+    !wanted.is_empty() && name.windows(wanted.len()).any(|part| part == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(id: &str, name: &str) -> GpuType {
+        GpuType {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            vram_gb: 24,
+            stock: Stock::High,
+            secure_price: Some(1.0),
+            community_price: None,
+            max_count_secure: 1,
+            max_count_community: 0,
+            data_centers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_short_name_means_one_gpu_or_is_refused_with_all_that_it_may_mean() {
+        let catalog = [
+            gpu("NVIDIA GeForce RTX 3090", "RTX 3090"),
+            gpu("NVIDIA GeForce RTX 3090 Ti", "RTX 3090 Ti"),
+            gpu("NVIDIA A100 80GB PCIe", "A100 PCIe"),
+            gpu("NVIDIA A100-SXM4-80GB", "A100 SXM"),
+            gpu("NVIDIA L4", "L4"),
+            gpu("NVIDIA L40S", "L40S"),
+        ];
+        let found = |wanted: &str| find_gpu(&catalog, wanted).map(|gpu| gpu.name.as_str());
+        for (wanted, name) in [
+            ("rtx 3090", "RTX 3090"),
+            ("NVIDIA A100 80GB PCIe", "A100 PCIe"),
+            ("3090 ti", "RTX 3090 Ti"),
+            ("GeForce RTX 3090 Ti", "RTX 3090 Ti"),
+            ("l4", "L4"),
+        ] {
+            assert_eq!(found(wanted).expect(wanted), name);
+        }
+        for (wanted, several) in
+            [("A100", ["A100 80GB PCIe", "A100-SXM4-80GB"]), ("3090", ["RTX 3090,", "RTX 3090 Ti"])]
+        {
+            let told = found(wanted).expect_err(wanted).to_string();
+            assert!(told.contains("ambiguous") && several.iter().all(|id| told.contains(id)), "{told}");
+        }
+        for wanted in ["L40", "", " ", "RTX 309"] {
+            assert!(found(wanted).expect_err(wanted).message.contains("no GPU"), "{wanted}");
         }
     }
 }

@@ -5,15 +5,16 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::task::JoinHandle;
 
-use super::{Found, Owner, cents, cost_now, find, owner_of};
-use crate::fleet::{HomeIdentity, Phase, PodRecord, WantedState, new_intent};
+use super::{Found, Owner, cents, cost_now, find, never_seen, owner_of, row};
+use crate::fleet::{Actor, HomeIdentity, Phase, PodRecord, WantedState, new_intent};
 use crate::provider::{Pod, PodStatus, Stamped, delete_and_prove};
 use crate::steps;
 use crate::tools::context::{Question, Services};
 use crate::tools::waiting::Waiting;
-use crate::tools::{Context, Effect, StillBilling, Tool, ToolError};
+use crate::tools::{Context, Effect, ErrorKind, StillBilling, Tool, ToolError};
 use crate::tunnel::TunnelRecord;
 
 /// For a keeper that was slow or is to be started, beside a caller that doesn't wait.
@@ -54,8 +55,11 @@ pub struct TerminateOutput {
     #[serde(skip_serializing_if = "Option::is_none")]
     pod_id: Option<String>,
     state: TerminateState,
-    /// True when both the pod's own page and the list of pods prove it gone.
+    /// True when both the pod's own page and the list of pods prove it gone, or when none was ever seen of it.
     done: bool,
+    /// What became of a create that no pod is known of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cancelled: Option<String>,
     /// USD by our own count; the provider's bill counts.
     cost_usd: f64,
     tunnels_stopped: usize,
@@ -89,16 +93,26 @@ impl Tool for TerminatePod {
                 Some(id) => id,
             },
         };
-        let found = find(services, &wanted).await.map_err(|error| match error.still_billing {
-            None if error.retryable => error.billing(StillBilling::Possible),
-            _ => error,
-        })?;
+        let found = match find(services, &wanted).await {
+            Ok(found) => found,
+            // It was proven gone between the two looks.
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                return already_gone(services, &wanted)?.map(|(_, done)| done).ok_or(error);
+            }
+            Err(error) if error.still_billing.is_none() && error.retryable => {
+                return Err(error.billing(StillBilling::Possible));
+            }
+            Err(error) => return Err(error),
+        };
         services.provider().map_err(|error| error.billing(StillBilling::Possible))?;
         services.refuse_foreign_account().await?;
         if let Some(whose) = foreign(services, &found)? {
             confirm(context, &waiting, &found, whose, input.allow_unmanaged, input.confirm_pod_id.as_deref()).await?;
         }
         let (name, written) = wish_gone(services, &found).await;
+        let facts =
+            json!({ "pod": name, "pod_id": found.pod_id(), "intent": written.as_ref().ok(), "cause": "asked for" });
+        services.audit.note(Actor::Tool(Self::NAME), "terminate_wanted", facts);
         steps::reached("caller: terminate wanted");
         let tunnels = want_tunnels_closed(services, &name, found.pod_id()).await;
         // A keeper that hangs takes longer to be replaced than a pod may wait for its end, so this goes on beside it.
@@ -141,6 +155,9 @@ impl Tool for TerminatePod {
 
     fn text(output: &TerminateOutput) -> String {
         let TerminateOutput { pod, cost_usd, .. } = output;
+        if let Some(cancelled) = &output.cancelled {
+            return format!("Pod {pod} is cancelled: {cancelled}.");
+        }
         if output.done {
             return format!(
                 "Pod {pod} is gone (proven). It cost ${cost_usd:.4} by our count. Nothing is billed for it."
@@ -297,6 +314,8 @@ async fn ourselves(
         let may_lag = record.is_some_and(|record| record.may_lag(services.timing.provider_lag));
         match delete_and_prove(&**provider, id, may_lag).await {
             Ok(Stamped { value: true, .. }) => {
+                let facts = json!({ "pod_id": id, "cause": "terminated, without the keeper" });
+                services.audit.note(Actor::Tool(TerminatePod::NAME), "gone", facts);
                 steps::reached("caller: deleted without keeper");
                 return Ok(true);
             }
@@ -336,6 +355,18 @@ async fn count_stopped(waiting: &Waiting<'_>, services: &Services, tunnels: &[(S
     }
 }
 
+/// No pod was ever seen, so none is proven gone.
+fn cancelled(record: &PodRecord, gone: bool) -> Option<String> {
+    if record.known.pod_id.is_some() {
+        return None;
+    }
+    match gone {
+        true => never_seen(record).map(str::to_owned),
+        false if record.is_unknown() => Some(row::cancelled(record)),
+        false => Some("its create stops before the next attempt".to_owned()),
+    }
+}
+
 fn describe(
     name: &str,
     found: &Found,
@@ -351,6 +382,7 @@ fn describe(
         pod_id: found.pod_id().map(str::to_owned).or_else(|| record?.known.pod_id.clone()),
         state: if gone { TerminateState::Gone } else { TerminateState::Terminating },
         done: gone,
+        cancelled: record.and_then(|record| cancelled(record, gone)),
         cost_usd: record.map_or(0.0, |record| cents(cost_now(record))),
         tunnels_stopped,
         waiting_for: (!gone).then(|| problem.unwrap_or_else(|| "the proof that the pod is gone".to_owned())),
