@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{Call, ControlOutput, ControlPod, ControlState, address, word};
 use crate::fleet::{ActionState, ActionWish, Actor, PodRecord, new_intent};
 use crate::provider::{Pod, PodAction, PodStatus, ProviderError, SshAddress};
+use crate::steps;
 use crate::tools::pods::row::status_word;
 use crate::tools::pods::{billing_of, cents, while_a_pod_runs};
 use crate::tools::{ErrorKind, StillBilling, Tool, ToolError};
@@ -47,6 +48,7 @@ impl Call<'_> {
                 "expires_at": record.expires_at(),
             });
             services.audit.note(Actor::Tool(ControlPod::NAME), "action_wanted", facts);
+            steps::reached("caller: action wanted");
         }
         self.wake_keeper().await?;
         self.until_acted(&record.intent, &wish, action, before).await
