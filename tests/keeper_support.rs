@@ -86,12 +86,8 @@ impl House {
         Self::build(clock, name, true).await
     }
 
-    /// A world whose pods run no commands.
-    pub async fn without_namespaces() -> Self {
-        Self::build(ClockMode::Live, "home", false).await
-    }
-
-    async fn build(clock: ClockMode, name: &str, namespaces: bool) -> Self {
+    /// Without namespaces its pods run no commands.
+    pub async fn build(clock: ClockMode, name: &str, namespaces: bool) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let options = SandboxOptions {
             listen: ([127, 0, 0, 1], 0).into(),
@@ -326,10 +322,13 @@ impl House {
     }
 
     pub fn end_processes(&self) {
-        // A guard that lives would start its worker again, so guards first, until nothing is found.
+        // A guard that lives would start its worker again, so guards first, until nothing is found. A worker may have
+        // begun to start a guard when it was killed, and who is being started has no command line for a moment.
+        let mut empty_looks = 0;
         for _ in 0..200 {
             let Processes { guards, workers, ssh } = self.processes();
-            if guards.is_empty() && workers.is_empty() && ssh.is_empty() {
+            empty_looks = if guards.is_empty() && workers.is_empty() && ssh.is_empty() { empty_looks + 1 } else { 0 };
+            if empty_looks == 3 {
                 return;
             }
             for pid in guards.into_iter().chain(workers).chain(ssh) {
