@@ -300,11 +300,10 @@ impl House {
             let says = |text: &str| words.iter().any(|word| word == text);
             if ours && says("keeper") {
                 if says("--worker") { found.workers.push(pid) } else { found.guards.push(pid) }
-            } else if says("-L")
-                && words.iter().any(|word| word.starts_with("HostKeyAlias=autopod-"))
+            } else if words.iter().any(|word| word.starts_with("HostKeyAlias=autopod-"))
                 && std::fs::read_link(folder.path().join("cwd")).is_ok_and(|cwd| cwd == self.home.join("ssh"))
             {
-                found.ssh.push(pid);
+                if says("-L") { found.ssh.push(pid) } else { found.commands.push(pid) }
             }
         }
         found
@@ -326,12 +325,12 @@ impl House {
         // begun to start a guard when it was killed, and who is being started has no command line for a moment.
         let mut empty_looks = 0;
         for _ in 0..200 {
-            let Processes { guards, workers, ssh } = self.processes();
-            empty_looks = if guards.is_empty() && workers.is_empty() && ssh.is_empty() { empty_looks + 1 } else { 0 };
+            let found = self.processes();
+            empty_looks = if found.is_empty() { empty_looks + 1 } else { 0 };
             if empty_looks == 3 {
                 return;
             }
-            for pid in guards.into_iter().chain(workers).chain(ssh) {
+            for pid in found.guards.into_iter().chain(found.workers).chain(found.ssh).chain(found.commands) {
                 kill(pid);
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -342,7 +341,7 @@ impl House {
     pub async fn end(self) {
         self.end_processes();
         let left = self.processes();
-        assert!(left.guards.is_empty() && left.workers.is_empty() && left.ssh.is_empty(), "left: {left:?}");
+        assert!(left.is_empty(), "left: {left:?}");
         if let Some(spec) = openapi::spec() {
             let mut violations = openapi::check_log(&spec, &self.sandbox.requests());
             violations.retain(|violation| self.polite || violation.starts_with("answer"));
@@ -379,7 +378,17 @@ impl Drop for House {
 pub struct Processes {
     pub guards: Vec<u32>,
     pub workers: Vec<u32>,
+    /// Those that hold a tunnel.
     pub ssh: Vec<u32>,
+    /// Those that run a command in a pod.
+    pub commands: Vec<u32>,
+}
+
+impl Processes {
+    pub fn is_empty(&self) -> bool {
+        let Self { guards, workers, ssh, commands } = self;
+        guards.is_empty() && workers.is_empty() && ssh.is_empty() && commands.is_empty()
+    }
 }
 
 pub async fn answer(mut command: Command) -> Answer {
