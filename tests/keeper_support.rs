@@ -316,10 +316,13 @@ impl House {
     }
 
     pub fn end_processes(&self) {
-        // A guard that lives would start its worker again, so guards first, until nothing is found.
+        // A guard that lives would start its worker again, so guards first, until nothing is found. A worker may have
+        // begun to start a guard when it was killed, and who is being started has no command line for a moment.
+        let mut empty_looks = 0;
         for _ in 0..200 {
             let found = self.processes();
-            if found.is_empty() {
+            empty_looks = if found.is_empty() { empty_looks + 1 } else { 0 };
+            if empty_looks == 3 {
                 return;
             }
             for pid in found.guards.into_iter().chain(found.workers).chain(found.ssh).chain(found.commands) {

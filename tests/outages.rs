@@ -11,6 +11,7 @@ use std::process::Stdio;
 use autopod_mcp::config::Limits;
 use autopod_mcp::fleet::{ActionState, ActionWish, Changed, Phase, PodRecord, new_intent};
 use autopod_mcp::provider::PodAction;
+use autopod_mcp::state;
 use jiff::{SignedDuration, Timestamp};
 use rustix::process::{Pid, Signal};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -123,9 +124,16 @@ async fn after_a_sleep_what_is_overdue_ends_before_anything_new_begins() {
     let record = until_record(&house, "overdue", "the pod", |record| record.known.pod_id.is_some()).await;
     let found = house.processes();
     let ours: Vec<_> = found.guards.into_iter().chain(found.workers).collect();
-    for pid in &ours {
-        signal(*pid, Signal::STOP);
-    }
+    let lock = house.home.join("locks/state");
+    until("a moment in which the records can be written", async || {
+        ours.iter().for_each(|pid| signal(*pid, Signal::STOP));
+        if state::is_held(&lock) {
+            ours.iter().for_each(|pid| signal(*pid, Signal::CONT));
+            return None;
+        }
+        Some(())
+    })
+    .await;
     wish(&house, "fresh", 600).await;
     until("the deadline", async || (Timestamp::now() > record.expires_at()).then_some(())).await;
     assert_eq!(house.alive().await.len(), 1);
@@ -146,6 +154,8 @@ async fn after_a_leap_what_is_overdue_ends_before_anything_new_begins() {
     house.end_processes();
     house.advance(NINE_HOURS).await;
     wish(&house, "fresh", 6000).await;
+    // Whoever makes the new pod hears of the time first.
+    house.fault(json!({ "operation": "listPods", "kind": "delay_ms", "delay_ms": 1000, "times": 4 })).await;
     house.ok("list_pods", json!({})).await;
     until_record(&house, "fresh", "the next pod", |record| record.known.pod_id.is_some()).await;
     ended_first(&house);

@@ -238,18 +238,27 @@ async fn a_pod_without_sshd_gets_more_time_too() {
     story.house.end().await;
 }
 
-/// An `ssh` that waits as long as there is the first file, and fails while there is the second.
-fn moody_ssh(house: &mut House) -> (PathBuf, PathBuf) {
+/// An `ssh` with moods: it waits as long as there is the file `waits`, fails while there is `fails`, and says that the
+/// pod lacks something while there is `lacks`, counting there how often it was asked.
+fn moody_ssh(house: &mut House) -> PathBuf {
     let folder = house.folder().join("bin");
     std::fs::create_dir(&folder).expect("a folder");
-    let (waits, fails) = (house.folder().join("ssh-waits"), house.folder().join("ssh-fails"));
     let path = &house.path;
-    let script =
-        format!("#!/bin/sh\nPATH='{path}'\nwhile [ -e '{}' ]; do sleep 0.05; done\nexec ssh \"$@\"\n", waits.display());
+    let script = format!(
+        r#"#!/bin/sh
+PATH='{path}'
+cd '{}' || exit
+while [ -e waits ]; do sleep 0.05; done
+[ -e fails ] && exit 255
+[ -e lacks ] && echo asked >>lacks && echo AUTOPOD_NOT_ARMED no way && exit
+cd "$OLDPWD" && exec ssh "$@"
+"#,
+        folder.display()
+    );
     std::fs::write(folder.join("ssh"), script).expect("a script");
     std::fs::set_permissions(folder.join("ssh"), PermissionsExt::from_mode(0o755)).expect("a mode");
     house.path = format!("{}:{path}", folder.display());
-    (waits, fails)
+    folder
 }
 
 /// A switch that can't be moved would end the pod at the old deadline, so no later one is told.
@@ -259,7 +268,7 @@ async fn a_deadline_does_not_move_ahead_of_an_armed_switch() {
         return;
     }
     let mut house = House::new().await;
-    let (_, fails) = moody_ssh(&mut house);
+    let fails = moody_ssh(&mut house).join("fails");
     let story = Story::begin(house, 600).await;
     story.house.advance(WAY_UP).await;
     let before = story.until_armed().await.expires_at();
@@ -280,7 +289,7 @@ async fn what_changes_while_ssh_hangs_is_armed_for_in_the_end() {
         return;
     }
     let mut house = House::new().await;
-    let (waits, _) = moody_ssh(&mut house);
+    let waits = moody_ssh(&mut house).join("waits");
     std::fs::write(&waits, "").expect("a file");
     let story = Story::begin(house, 20).await;
     story.house.advance(WAY_UP).await;
@@ -297,4 +306,29 @@ async fn what_changes_while_ssh_hangs_is_armed_for_in_the_end() {
     let record = story.until_armed().await;
     assert_eq!((record.expires_at(), record.known.status), (until, Some(PodStatus::Running)));
     story.ends_itself_at(until).await;
+}
+
+/// The image has no client, say. That is found out once for each deadline, and more time can be had all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_can_have_no_switch_gets_more_time_without() {
+    let mut house = House::new().await;
+    let lacks = moody_ssh(&mut house).join("lacks");
+    std::fs::write(&lacks, "").expect("a file");
+    let story = Story::begin(house, 600).await;
+    story.house.advance(WAY_UP).await;
+    for round in 1..=3 {
+        let asked = || std::fs::read_to_string(&lacks).expect("a file").lines().count();
+        let until = if round == 1 { story.record().reserved_until() } else { story.extend(60).await };
+        until_asked(round, asked).await;
+        let record = story
+            .until("the reason", |record| record.expires_at() == until && record.known.inside.switch_problem.is_some());
+        let inside = record.await.known.inside;
+        assert_eq!(inside.switch_problem.as_deref(), Some("the pod can't end itself: no way"));
+        assert_eq!((inside.switch_until, asked()), (None, round));
+    }
+    story.house.end().await;
+}
+
+async fn until_asked(times: usize, asked: impl Fn() -> usize) {
+    until("ssh", async || (asked() >= times).then_some(())).await;
 }
