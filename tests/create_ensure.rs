@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::keeper_support::{Answer, GPU, House, answer, until};
+use crate::keeper_support::{Answer, GPU, House, until};
 
 fn record(fleet: &Fleet, name: &str) -> PodRecord {
     fleet.get(name).expect("records").expect("a record")
