@@ -257,6 +257,12 @@ impl Keeper {
         self.provider.borrow().clone()
     }
 
+    /// By the provider's clock and by ours, each from where it stood when the pod was made.
+    fn is_due(&self, record: &PodRecord) -> bool {
+        let by_provider = self.clock.told().zip(record.known.expires_at).is_some_and(|(now, at)| now >= at);
+        by_provider || Timestamp::now() >= record.expires_by_our_clock()
+    }
+
     /// Waits for the next turn, the order to stop, or until `most` is over.
     async fn wait(&self, turn: &mut watch::Receiver<u64>, most: Duration) {
         tokio::select! {
@@ -314,7 +320,10 @@ impl Keeper {
                 // Anything else passes, as the login page of a hotel's network does.
                 Err(error) => return Err(chain(&error)),
             };
-            let now = listed.date.unwrap_or_else(Timestamp::now);
+            if let Some(date) = listed.date {
+                self.clock.heard(date);
+            }
+            let now = self.clock.now();
             for pod in listed.value.iter().filter(|pod| pod.env.get(ENV_OWNER) == Some(&identity.owner)) {
                 if pod.status != PodStatus::Terminated {
                     self.take_back(pod, now).await.map_err(|error| chain(&error))?;

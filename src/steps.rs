@@ -24,7 +24,8 @@ pub fn arm(order: &str) {
     }
 }
 
-/// Every step there is, in their order; a test goes through all of them.
+/// Every step there is, in their order; a test goes through all of them. The last is the tool's own way, when no keeper
+/// takes the ending up.
 pub const ALL: &[&str] = &[
     "caller: create resolved",
     "caller: create wanted",
@@ -33,6 +34,10 @@ pub const ALL: &[&str] = &[
     "keeper: create journaled",
     "keeper: create answered",
     "keeper: create recorded",
+    "caller: action wanted",
+    "keeper: action journaled",
+    "keeper: action answered",
+    "keeper: action recorded",
     "caller: extend wanted",
     "keeper: switch moved",
     "keeper: extend recorded",
@@ -40,6 +45,7 @@ pub const ALL: &[&str] = &[
     "keeper: ending decided",
     "keeper: deleted",
     "keeper: gone recorded",
+    "caller: deleted without keeper",
 ];
 
 /// The process has come to this step.

@@ -30,6 +30,19 @@ type Lie = Arc<dyn Fn(&mut Pod, &mut Option<Timestamp>) + Send + Sync>;
 struct Liar {
     honest: Arc<dyn GpuProvider>,
     lie: Lie,
+    /// How far its clock is from the right one.
+    ahead: SignedDuration,
+}
+
+impl Liar {
+    fn told<T>(&self, answer: Stamped<T>) -> Stamped<T> {
+        Stamped { date: answer.date.map(|date| date.saturating_add(self.ahead).expect("a time")), ..answer }
+    }
+
+    fn bent(&self, pod: &mut Pod, date: &mut Option<Timestamp>) {
+        pod.created_at = pod.created_at.map(|at| at.saturating_add(self.ahead).expect("a time"));
+        (self.lie)(pod, date);
+    }
 }
 
 impl std::fmt::Debug for Liar {
@@ -41,19 +54,19 @@ impl std::fmt::Debug for Liar {
 #[async_trait]
 impl GpuProvider for Liar {
     async fn create_pod(&self, spec: &PodSpec) -> Result<Stamped<Pod>, ProviderError> {
-        let mut answer = self.honest.create_pod(spec).await?;
-        (self.lie)(&mut answer.value, &mut answer.date);
+        let mut answer = self.told(self.honest.create_pod(spec).await?);
+        self.bent(&mut answer.value, &mut answer.date);
         Ok(answer)
     }
     async fn pod(&self, id: &str) -> Result<Stamped<Pod>, ProviderError> {
-        let mut answer = self.honest.pod(id).await?;
-        (self.lie)(&mut answer.value, &mut answer.date);
+        let mut answer = self.told(self.honest.pod(id).await?);
+        self.bent(&mut answer.value, &mut answer.date);
         Ok(answer)
     }
     async fn pods(&self) -> Result<Stamped<Vec<Pod>>, ProviderError> {
-        let mut answer = self.honest.pods().await?;
+        let mut answer = self.told(self.honest.pods().await?);
         for pod in &mut answer.value {
-            (self.lie)(pod, &mut answer.date);
+            self.bent(pod, &mut answer.date);
         }
         Ok(answer)
     }
@@ -77,7 +90,7 @@ impl GpuProvider for Liar {
         self.honest.gpus(count, cloud).await
     }
     async fn ssh_keys(&self) -> Result<Stamped<Vec<String>>, ProviderError> {
-        self.honest.ssh_keys().await
+        Ok(self.told(self.honest.ssh_keys().await?))
     }
     async fn delete_volume(&self, id: &str) -> Result<Stamped<()>, ProviderError> {
         self.honest.delete_volume(id).await
@@ -102,6 +115,14 @@ struct Lied {
 
 impl Lied {
     async fn to(house: House, lie: impl Fn(&mut Pod, &mut Option<Timestamp>) + Send + Sync + 'static) -> Self {
+        Self::with_clock(house, lie, SignedDuration::ZERO).await
+    }
+
+    async fn with_clock(
+        house: House,
+        lie: impl Fn(&mut Pod, &mut Option<Timestamp>) + Send + Sync + 'static,
+        ahead: SignedDuration,
+    ) -> Self {
         let stop = CancellationToken::new();
         let honest = app::connect(Some(&house.home()), house.sandbox.url(), "autopod-keeper").expect("a connection");
         let lie: Lie = Arc::new(lie);
@@ -110,7 +131,7 @@ impl Lied {
             timing: Timing::quick(),
             origin: house.origin(),
             key: Some(SecretString::from(house.sandbox.key().to_owned())),
-            connect: Arc::new(move |key| Arc::new(Liar { honest: honest(key), lie: lie.clone() })),
+            connect: Arc::new(move |key| Arc::new(Liar { honest: honest(key), lie: lie.clone(), ahead })),
             on_key: Arc::new(|_| {}),
             ssh_environment: house.environment(),
             stop: stop.clone(),
@@ -269,4 +290,33 @@ async fn a_keeper_that_nobody_can_speak_to_keeps_its_pods() {
     std::fs::remove_dir(&in_the_way).expect("removed");
     until("an answer", async || lied.house.keeper().hello().await).await;
     lied.end().await;
+}
+
+/// The provider's clock is hours away from ours: no pod ends at once for it, and none lives longer.
+async fn lives_as_long_as_it_should(ahead: SignedDuration, keys_can_be_read: bool) {
+    let lied = Lied::with_clock(House::new().await, |_, _| {}, ahead).await;
+    if !keys_can_be_read {
+        lied.house.fault(json!({ "operation": "getSshKeys", "kind": "status_before", "status": 403 })).await;
+    }
+    let lifetime = SignedDuration::from_secs(6);
+    lied.wish("skewed", lifetime).await;
+    lied.house.until_none_alive("the deadline").await;
+    lied.closed("skewed").await;
+    let pods = lied.house.world_pods().await;
+    let time = |what: &str| pods[0][what].as_str().and_then(|text| text.parse::<Timestamp>().ok()).expect(what);
+    let lived = time("ended_at").duration_since(time("created_at"));
+    let least = lifetime - SignedDuration::from_secs(1);
+    assert!(lived >= least && lived < lifetime + SignedDuration::from_secs(10), "{ahead:?}: it lived for {lived:?}");
+    lied.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_hours_away_neither_ends_a_pod_nor_keeps_it() {
+    let hours = SignedDuration::from_hours;
+    tokio::join!(
+        lives_as_long_as_it_should(hours(3), true),
+        lives_as_long_as_it_should(hours(-3), true),
+        lives_as_long_as_it_should(hours(3), false),
+        lives_as_long_as_it_should(hours(-3), false),
+    );
 }

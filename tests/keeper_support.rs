@@ -83,6 +83,15 @@ impl House {
     }
 
     pub async fn with(clock: ClockMode, name: &str) -> Self {
+        Self::build(clock, name, true).await
+    }
+
+    /// A world whose pods run no commands.
+    pub async fn without_namespaces() -> Self {
+        Self::build(ClockMode::Live, "home", false).await
+    }
+
+    async fn build(clock: ClockMode, name: &str, namespaces: bool) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let options = SandboxOptions {
             listen: ([127, 0, 0, 1], 0).into(),
@@ -90,7 +99,7 @@ impl House {
             clock,
             comfyui: None,
             idle_limit: None,
-            namespaces: true,
+            namespaces,
         };
         let http = http();
         let sandbox = sandbox::start(options).await.expect("a sandbox");

@@ -6,11 +6,13 @@ mod keeper_create;
 mod keeper_kills;
 mod keeper_records;
 mod keeper_support;
+mod kill_steps;
 /// Of `tests/support`, what the scenarios need.
 mod support {
     pub mod http;
     pub mod openapi;
     pub mod program;
+    pub mod userns;
 }
 
 use serde_json::json;
@@ -62,4 +64,13 @@ async fn soak_records() {
 #[tokio::test(flavor = "multi_thread")]
 async fn soak_idle_ends() {
     keeper_records::wishes_at_an_idle_end(2000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn soak_deaths_at_each_step() {
+    assert!(support::userns::are_allowed(), "a pod's own switch can't be moved without namespaces");
+    let hits = kill_steps::at_each_step(6, true, AT_ONCE).await;
+    tell(&format!("deaths by step: {hits:?}"));
+    assert!(hits.values().sum::<usize>() >= 200, "{hits:?}");
+    assert!(hits.values().all(|hits| *hits >= 5), "{hits:?}");
 }

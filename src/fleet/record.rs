@@ -237,6 +237,11 @@ impl PodRecord {
         self.known.expires_at.unwrap_or_else(|| later(self.wanted.requested_at, self.lifetime()))
     }
 
+    /// The same by our own clock, from which the provider's may be hours away.
+    pub fn expires_by_our_clock(&self) -> Timestamp {
+        later(self.known.posted_at.unwrap_or(self.wanted.requested_at), self.lifetime())
+    }
+
     pub fn lifetime(&self) -> SignedDuration {
         SignedDuration::from_secs(self.wanted.lifetime_seconds)
     }

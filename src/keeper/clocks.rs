@@ -36,15 +36,15 @@ impl ProviderClock {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((date, Moment::now()));
     }
 
-    /// The provider's time by its last answer that told one; ours before.
-    pub(super) fn now(&self) -> Timestamp {
+    /// The provider's time by its last answer that told one.
+    pub(super) fn told(&self) -> Option<Timestamp> {
         let heard = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.map_or_else(Timestamp::now, |(date, at)| later(date, at.elapsed()))
+        heard.map(|(date, at)| later(date, at.elapsed()))
     }
 
-    /// The later of the provider's time and ours: a deadline is never kept too late.
-    pub(super) fn latest(&self) -> Timestamp {
-        self.now().max(Timestamp::now())
+    /// The provider's time; ours before it told one.
+    pub(super) fn now(&self) -> Timestamp {
+        self.told().unwrap_or_else(Timestamp::now)
     }
 }
 
@@ -71,15 +71,13 @@ mod tests {
     const HOUR: SignedDuration = SignedDuration::from_hours(1);
 
     #[test]
-    fn the_later_clock_counts() {
+    fn ours_stands_in_until_the_provider_told_its_time() {
         let clock = ProviderClock::default();
         let ours = Timestamp::now();
-        assert!(clock.latest() >= ours && clock.latest() < later(ours, HOUR));
-        clock.heard(later(ours, HOUR * 2));
-        assert!(clock.latest() >= later(ours, HOUR * 2), "the provider's");
-        // Ours was set back by a day, say, or the provider's is wrong.
+        assert_eq!(clock.told(), None);
+        assert!(clock.now() >= ours && clock.now() < later(ours, HOUR));
         clock.heard(later(ours, -HOUR));
-        assert!(clock.latest() >= ours, "ours");
+        assert!(clock.told().is_some_and(|told| told < ours));
     }
 
     #[test]
@@ -100,6 +98,6 @@ mod tests {
         }
         assert!(clock.now() >= date + HOUR && clock.now() < date + HOUR * 2);
         clock.heard(Timestamp::MAX);
-        assert_eq!(clock.latest(), Timestamp::MAX);
+        assert_eq!(clock.now(), Timestamp::MAX);
     }
 }

@@ -20,6 +20,10 @@ use crate::steps;
 
 /// How often a volume is looked for in vain before that is told as the result.
 const LOOKS_FOR_A_VOLUME: u32 = 5;
+/// How often nobody answers before that is told as the reason for a missing switch.
+const PROBES_IN_VAIN: u32 = 20;
+/// A container that was restarted behind our back, between two looks at the pod, has lost its switch.
+const ARMED_ANEW_EVERY: Duration = Duration::from_secs(300);
 const PROBE: Duration = Duration::from_secs(2);
 
 struct InsideTask {
@@ -30,6 +34,9 @@ struct InsideTask {
     backoff: Duration,
     /// The start and the deadline for which the pod said that it can't have a switch.
     cannot: Option<(u32, Timestamp)>,
+    /// When this task armed the switch last.
+    armed_at: Option<Instant>,
+    probes_in_vain: u32,
     looks: u32,
 }
 
@@ -43,12 +50,18 @@ pub(super) async fn look_inside(keeper: Arc<Keeper>, name: String, intent: Strin
         intent,
         next_try: Instant::now(),
         cannot: None,
+        armed_at: None,
+        probes_in_vain: 0,
         looks: 0,
     };
     while !keeper.stop.is_cancelled() {
         match keeper.fleet.of_intent(&task.intent) {
             Ok(Some(record)) if !record.is_open() => return,
-            Ok(Some(record)) if !record.is_ending() => task.step(&record).await,
+            Ok(Some(record)) if !record.is_ending() => tokio::select! {
+                () = task.step(&record) => {}
+                // An ssh that hangs keeps no keeper from making room for the next.
+                () = keeper.stop.cancelled() => return,
+            },
             // A record that has left the file is written again by the pod's own task.
             Ok(_) => {}
             Err(error) => tracing::error!(error = %chain(&error), "the records can't be read"),
@@ -60,19 +73,18 @@ pub(super) async fn look_inside(keeper: Arc<Keeper>, name: String, intent: Strin
 impl InsideTask {
     async fn step(&mut self, record: &PodRecord) {
         let known = &record.known;
-        let address = known.ssh.clone().filter(|_| known.status == Some(PodStatus::Running));
-        let (Some(address), Some(id)) = (address, known.pod_id.clone()) else {
-            // A switch dies with its container, so there is none that would fire too early.
-            if known.pod_id.is_some() && record.reserved_until() != record.expires_at() {
-                self.move_deadline(record.reserved_until(), None).await;
+        let Some(id) = known.pod_id.clone() else { return };
+        let Some(address) = known.ssh.clone().filter(|_| known.status == Some(PodStatus::Running)) else {
+            if record.reserved_until() != record.expires_at() && !may_have_a_switch(record) {
+                self.move_deadline(record, record.reserved_until(), None).await;
             }
             return;
         };
         if known.inside.start != Some(known.starts) {
             let start = known.starts;
             self.know(move |record| record.known.inside = Inside { start: Some(start), ..Inside::default() }).await;
-            (self.looks, self.backoff) = (0, self.keeper.timing.backoff_first);
-            self.next_try = Instant::now();
+            (self.looks, self.probes_in_vain) = (0, 0);
+            (self.next_try, self.backoff) = (Instant::now(), self.keeper.timing.backoff_first);
             return;
         }
         if Instant::now() < self.next_try {
@@ -85,11 +97,16 @@ impl InsideTask {
             host_key_alias: format!("autopod-{id}-{}", known.starts),
         };
         let deadline = record.reserved_until();
-        let may_arm = known.inside.switch_until != Some(deadline) && self.cannot != Some((known.starts, deadline));
+        let is_armed = known.inside.switch_until == Some(deadline)
+            && self.armed_at.is_some_and(|at| at.elapsed() < ARMED_ANEW_EVERY);
+        let may_arm = !is_armed && self.cannot != Some((known.starts, deadline));
         let mount_path = record.wanted.request.volume.as_ref().map(|volume| volume.path.clone());
         if may_arm {
             if sshd_answers(&address).await {
+                self.probes_in_vain = 0;
                 self.arm(record, &target, deadline).await;
+            } else {
+                self.nobody_answers(record, deadline).await;
             }
         } else if let (Some(path), None) = (mount_path, &known.inside.mount) {
             self.look_for_volume(&target, &path).await;
@@ -97,13 +114,20 @@ impl InsideTask {
     }
 
     async fn arm(&mut self, record: &PodRecord, target: &Target, deadline: Timestamp) {
-        let remaining = deadline.duration_since(self.keeper.clock.now()).max(SignedDuration::ZERO);
+        // By a clock that is not the deadline's own the pod might end itself at once.
+        let Some(now) = self.keeper.clock.told() else { return };
+        let by_ours = record.expires_by_our_clock().duration_since(Timestamp::now());
+        let remaining = deadline.duration_since(now).min(by_ours).max(SignedDuration::ZERO);
         let remaining = Duration::try_from(remaining).unwrap_or_default();
         match inside::arm(&self.keeper.ssh, target, remaining, &self.keeper.origin).await {
             Ok(_) => {
                 steps::reached("keeper: switch moved");
                 self.backoff = self.keeper.timing.backoff_first;
-                self.move_deadline(deadline, Some(deadline)).await;
+                if self.move_deadline(record, deadline, Some(deadline)).await {
+                    self.armed_at = Some(Instant::now());
+                } else {
+                    self.back_off();
+                }
             }
             Err(NotArmed::Lacking(why)) => {
                 self.cannot = Some((record.known.starts, deadline));
@@ -117,9 +141,19 @@ impl InsideTask {
         }
     }
 
+    /// A pod may have no sshd at all, and get more time all the same.
+    async fn nobody_answers(&mut self, record: &PodRecord, deadline: Timestamp) {
+        self.probes_in_vain += 1;
+        let waits_for_us = deadline > record.expires_at() && !may_have_a_switch(record);
+        if waits_for_us || self.probes_in_vain == PROBES_IN_VAIN {
+            self.not_armed(record, deadline, "nothing answers at the pod's SSH port".to_owned(), false).await;
+        }
+    }
+
     /// The keeper's deadline follows the switch's, so that a pod never ends itself before the deadline that was told.
-    async fn move_deadline(&mut self, deadline: Timestamp, switch_until: Option<Timestamp>) {
+    async fn move_deadline(&self, record: &PodRecord, deadline: Timestamp, switch_until: Option<Timestamp>) -> bool {
         let now = self.keeper.clock.now();
+        let is_news = (record.known.expires_at, record.known.inside.switch_until) != (Some(deadline), switch_until);
         let is_recorded = self
             .know(move |record| {
                 record.known.expires_at = Some(deadline);
@@ -130,18 +164,17 @@ impl InsideTask {
                 }
             })
             .await;
-        if is_recorded {
+        if is_recorded && is_news {
             steps::reached("keeper: extend recorded");
-            let facts = json!({ "expires_at": deadline, "switch_armed": switch_until.is_some() });
-            self.note("deadline_set", facts);
+            self.note("deadline_set", json!({ "expires_at": deadline, "switch_armed": switch_until.is_some() }));
         }
+        is_recorded
     }
 
     async fn not_armed(&mut self, record: &PodRecord, deadline: Timestamp, problem: String, was_reached: bool) {
         tracing::warn!(pod = self.name, problem, "the pod's own switch is not armed");
         let now = self.keeper.clock.now();
-        // One that is armed for an earlier moment would end the pod then, whatever we told.
-        let holds_us = record.known.inside.switch_until.is_some();
+        let holds_us = may_have_a_switch(record);
         self.know(move |record| {
             if !holds_us && deadline > record.expires_at() {
                 record.known.expires_at = Some(deadline);
@@ -191,6 +224,13 @@ impl InsideTask {
             }
         }
     }
+}
+
+/// One that is armed for an earlier moment would end the pod then, whatever we told. It dies with its container.
+fn may_have_a_switch(record: &PodRecord) -> bool {
+    let known = &record.known;
+    let may_run = matches!(known.status, Some(PodStatus::Running | PodStatus::Error | PodStatus::Unknown));
+    may_run && known.inside.start == Some(known.starts) && known.inside.switch_until.is_some()
 }
 
 /// A port can be mapped before sshd listens; ssh itself would take much longer to find that out.

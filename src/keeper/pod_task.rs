@@ -111,11 +111,13 @@ impl PodTask {
             }
         } else if self.may_call() {
             match record.known.phase {
+                Phase::Journaled if self.others_are_due() => {}
                 Phase::Journaled => self.place(&*provider, record).await,
                 Phase::Posting | Phase::Unknown => {
                     self.search(&*provider, &record).await;
                 }
                 Phase::Placed => match record.pending_action().cloned() {
+                    Some(_) if self.others_are_due() => {}
                     Some(wish) => self.act(&*provider, record, wish).await,
                     None => self.follow(&*provider, record).await,
                 },
@@ -137,14 +139,22 @@ impl PodTask {
         }
     }
 
-    /// Whichever clock comes first: a deadline is never kept too late. Before the provider was asked for the pod there is
-    /// only our own clock, from which the provider's may be far away.
+    /// Whichever clock comes first, each by its own count: a deadline is never kept too late, and one clock that is hours
+    /// away from the other ends no fresh pod.
     fn is_due(&self, record: &PodRecord) -> bool {
-        let now = match record.known.expires_at {
-            Some(_) => self.keeper.clock.latest(),
-            None => Timestamp::now(),
+        self.keeper.is_due(record) || self.lifetime.is_over(record.lifetime())
+    }
+
+    /// Whether another pod is to end that nobody has begun to end: after a sleep of the machine, say. Nothing new is asked
+    /// of the provider before.
+    fn others_are_due(&self) -> bool {
+        let due = |record: &PodRecord| {
+            record.intent != self.intent
+                && record.is_open()
+                && record.known.ending_since.is_none()
+                && (record.wanted.state == WantedState::Gone || self.keeper.is_due(record))
         };
-        now >= record.expires_at() || self.lifetime.is_over(record.lifetime())
+        self.keeper.fleet.read().is_ok_and(|records| records.values().any(due))
     }
 
     fn may_lag(&self, record: &PodRecord) -> bool {

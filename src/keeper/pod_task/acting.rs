@@ -7,6 +7,7 @@ use super::PodTask;
 use crate::errors::chain;
 use crate::fleet::{ActionKnown, ActionState, ActionWish, PodRecord};
 use crate::provider::{GpuProvider, Pod, PodAction, ProviderError};
+use crate::steps;
 
 /// How long a provider that can't be reached is tried: a pod that starts long after it was asked for is a surprise.
 const TRY_FOR: SignedDuration = SignedDuration::from_mins(3);
@@ -40,6 +41,7 @@ impl PodTask {
             return;
         }
         self.note("action_sent", json!({ "action": action }));
+        steps::reached("keeper: action journaled");
         let answer = tokio::select! {
             answer = provider.control_pod(&id, action) => answer,
             // A pod that is to end waits for no answer.
@@ -48,8 +50,10 @@ impl PodTask {
         self.keeper.snapshot.forget().await;
         match answer {
             Ok(answer) => {
+                steps::reached("keeper: action answered");
                 let now = self.succeeded(&answer);
                 self.acted(answer.value, now, action).await;
+                steps::reached("keeper: action recorded");
             }
             Err(error) => self.not_acted(error, &wish).await,
         }
@@ -100,10 +104,13 @@ impl PodTask {
     async fn settle(&mut self, state: ActionState, problem: Option<String>) {
         self.note("action_settled", json!({ "state": state, "problem": problem }));
         self.know(move |record| {
-            if let Some(action) = &mut record.known.action {
-                action.state = state;
-                action.problem = problem;
+            let Some(action) = &mut record.known.action else { return };
+            if state == ActionState::Unclear && action.action != PodAction::Stop {
+                // Where it did happen there are new host keys and no switch.
+                record.known.starts += 1;
             }
+            action.state = state;
+            action.problem = problem;
         })
         .await;
     }

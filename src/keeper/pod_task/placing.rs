@@ -52,20 +52,20 @@ impl PodTask {
                 return;
             }
         };
-        // Asking for the account's keys told the provider's time.
-        let expires_at = later(self.keeper.clock.now(), record.lifetime());
+        // Asking for the account's keys told the provider's time, as a rule; else the pod itself tells when it was made.
+        let expires_at = self.keeper.clock.told().map(|now| later(now, record.lifetime()));
         let journaled = self
             .know(move |record| {
                 record.known.phase = Phase::Posting;
                 record.known.posted_at = Some(Timestamp::now());
-                record.known.expires_at = Some(expires_at);
+                record.known.expires_at = expires_at;
                 record.known.problem = None;
             })
             .await;
         // Without the journal on disk there is no POST; and asking for the account's keys took a moment, in which the
         // wish may have been taken back, or we were told to end.
         let still_wanted = matches!(self.record(), Ok(Some(record)) if self.reason_to_end(&record).is_none());
-        if !journaled || !still_wanted || self.keeper.stop.is_cancelled() {
+        if !journaled || !still_wanted || self.others_are_due() || self.keeper.stop.is_cancelled() {
             self.back_off();
             self.know(|record| record.known.phase = Phase::Journaled).await;
             return;
@@ -217,7 +217,12 @@ impl PodTask {
         // Naming PUBLIC_KEY replaces what the provider would put there, so the account's keys go in beside ours. A key
         // that may not read them is no reason to fail.
         let mut keys = match provider.ssh_keys().await {
-            Ok(keys) => keys.value,
+            Ok(keys) => {
+                if let Some(date) = keys.date {
+                    self.keeper.clock.heard(date);
+                }
+                keys.value
+            }
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "the account's SSH keys can't be read; the pod gets only ours");
                 Vec::new()

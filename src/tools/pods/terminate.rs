@@ -11,6 +11,7 @@ use tokio::task::JoinHandle;
 use super::{Found, Owner, cents, cost_now, find, never_seen, owner_of, row};
 use crate::fleet::{Actor, HomeIdentity, Phase, PodRecord, WantedState, new_intent};
 use crate::provider::{Pod, PodStatus, Stamped, delete_and_prove};
+use crate::steps;
 use crate::tools::context::{Question, Services};
 use crate::tools::waiting::Waiting;
 use crate::tools::{Context, Effect, ErrorKind, StillBilling, Tool, ToolError};
@@ -112,6 +113,7 @@ impl Tool for TerminatePod {
         let facts =
             json!({ "pod": name, "pod_id": found.pod_id(), "intent": written.as_ref().ok(), "cause": "asked for" });
         services.audit.note(Actor::Tool(Self::NAME), "terminate_wanted", facts);
+        steps::reached("caller: terminate wanted");
         let tunnels = want_tunnels_closed(services, &name, found.pod_id()).await;
         // A keeper that hangs takes longer to be replaced than a pod may wait for its end, so this goes on beside it.
         let waking = tokio::spawn({
@@ -314,6 +316,7 @@ async fn ourselves(
             Ok(Stamped { value: true, .. }) => {
                 let facts = json!({ "pod_id": id, "cause": "terminated, without the keeper" });
                 services.audit.note(Actor::Tool(TerminatePod::NAME), "gone", facts);
+                steps::reached("caller: deleted without keeper");
                 return Ok(true);
             }
             Ok(_) => {}
