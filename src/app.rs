@@ -11,8 +11,8 @@ use std::sync::Arc;
 use secrecy::SecretString;
 
 use crate::background::{KeeperClient, Launcher};
-use crate::config::{Config, ConfigError, Home};
-use crate::environment::Environment;
+use crate::config::{Access, Config, ConfigError, Home};
+use crate::environment::{Environment, RUNPOD_API_BASE_URL};
 use crate::errors::chain;
 use crate::fleet::{Audit, Fleet, Volumes};
 use crate::keeper::Connect;
@@ -55,19 +55,68 @@ fn home_folder(environment: &Environment) -> Result<PathBuf, ConfigError> {
 
 /// Opens the home, reads the config and puts the services together. Nothing is asked of the network here; with
 /// `sandbox` a background sandbox is started if there is none.
+///
+/// A config that breaks a rule keeps nobody from listing and ending pods: what can be read of it is used, and its error
+/// goes to whoever needs the rest.
 pub async fn services(options: &AppOptions) -> Result<Arc<Services>, ToolError> {
+    services_after(options, None).await
+}
+
+/// The services anew after the config has changed. One that can't be read, in the middle of an edit say, doesn't take
+/// the key away that was there `before`.
+pub async fn services_after(options: &AppOptions, before: Option<Arc<Services>>) -> Result<Arc<Services>, ToolError> {
     let outer = home(&options.environment)?;
     let launcher = Launcher { program: options.program.clone(), environment: options.environment.for_children.clone() };
     if options.sandbox {
         let home = Home::open(outer.sandbox())?;
-        let config = Config::read_for_sandbox(&home)?;
-        let world = sandbox_home::ensure(&home, &launcher).await?;
+        let config = Config::read_for_sandbox(&home).map_err(ToolError::from);
+        let world = match &config {
+            Ok(_) => sandbox_home::ensure(&home, &launcher).await?,
+            Err(problem) => sandbox_home::living(&home)?.ok_or_else(|| problem.clone())?,
+        };
         return wire(home, config, Some(world.key), &world.url, launcher, options.tethered);
     }
-    let config = Config::read(&outer)?;
-    let key = options.environment.api_key.clone().or_else(|| config.api_key.clone());
-    let origin = origin(&options.environment, &config);
-    wire(outer, config, key, &origin, launcher, options.tethered)
+    let from_environment = match &options.environment.api_base_url {
+        Some(set) => Some(checked_origin(set, RUNPOD_API_BASE_URL)?),
+        None => None,
+    };
+    let config = Config::read(&outer);
+    let access = match &config {
+        Ok(config) => Ok(Access::of(config)),
+        Err(_) => Access::read(&outer),
+    };
+    let reached = match access {
+        Err(unread) if before.is_some() => Err(unread.into()),
+        access => {
+            let access = access.unwrap_or_default();
+            let key = options.environment.api_key.clone().or_else(|| access.api_key.clone());
+            from_environment.map_or_else(|| origin_in_file(&access, &outer), Ok).map(|origin| (key, origin))
+        }
+    };
+    let config = config.map_err(ToolError::from);
+    match (reached, before) {
+        (Ok((key, origin)), _) => wire(outer, config, key, &origin, launcher, options.tethered),
+        (Err(problem), Some(before)) => {
+            let (key, origin) = before.keeper.access();
+            wire(outer, Err(problem), key, origin, launcher, options.tethered)
+        }
+        // A key isn't sent anywhere when it isn't known where to.
+        (Err(problem), None) => {
+            let origin = ApiOrigin::default().to_string();
+            wire(outer, Err(problem), None, &origin, launcher, options.tethered)
+        }
+    }
+}
+
+fn origin_in_file(access: &Access, home: &Home) -> Result<String, ToolError> {
+    let place = format!("`api_base_url` in {}", home.config_file().display());
+    access.api_base_url.as_ref().map_or_else(|| Ok(ApiOrigin::default().to_string()), |set| checked_origin(set, &place))
+}
+
+/// The error says where the address stands.
+fn checked_origin(set: &str, place: &str) -> Result<String, ToolError> {
+    let wrong = |error: OriginError| ToolError::new(ErrorKind::Setup, format!("{place}: {}", chain(&error)));
+    set.parse::<ApiOrigin>().map(|origin| origin.to_string()).map_err(wrong)
 }
 
 /// What tells one state of the config file from another; `None` while there is no file.
@@ -80,14 +129,18 @@ pub fn config_stamp(options: &AppOptions) -> Option<(u64, i64, i64)> {
 
 /// Where the provider is: what the environment says, then the config file.
 pub fn origin(environment: &Environment, config: &Config) -> String {
-    let set = environment.api_base_url.clone().or_else(|| config.api_base_url.clone());
+    origin_as_set(environment, &Access::of(config))
+}
+
+fn origin_as_set(environment: &Environment, access: &Access) -> String {
+    let set = environment.api_base_url.clone().or_else(|| access.api_base_url.clone());
     set.unwrap_or_else(|| ApiOrigin::default().to_string())
 }
 
 /// The services of a home whose provider and key are known.
 pub fn wire(
     home: Home,
-    config: Config,
+    config: Result<Config, ToolError>,
     key: Option<SecretString>,
     origin: &str,
     launcher: Launcher,

@@ -13,7 +13,7 @@ use crate::state::{self, StateError};
 pub use edit::{Change, change};
 pub use fields::{API_KEY, Field, all as all_fields, unknown as unknown_fields};
 pub use limits::Limits;
-pub use settings::{Config, read_object};
+pub use settings::{Access, Config, read_object};
 
 /// The folder that holds all state, and the names of what lies in it.
 #[derive(Debug, Clone)]

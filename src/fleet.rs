@@ -12,6 +12,7 @@ mod money;
 mod owner;
 mod record;
 mod request;
+mod use_mark;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -94,6 +95,11 @@ impl Fleet {
 
     pub fn read(&self) -> Result<BTreeMap<String, PodRecord>, StateError> {
         Ok(self.records.read()?.entries)
+    }
+
+    /// Whether any pod may cost money. Takes no lock, so it can be asked under the one over the records.
+    pub fn has_open(&self) -> Result<bool, StateError> {
+        Ok(self.records.look()?.entries.values().any(PodRecord::is_open))
     }
 
     pub fn get(&self, name: &str) -> Result<Option<PodRecord>, StateError> {

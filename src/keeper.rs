@@ -6,6 +6,7 @@
 
 mod clocks;
 pub mod guard;
+mod idle_task;
 pub mod inside;
 mod inside_task;
 mod pod_task;
@@ -215,6 +216,11 @@ impl Keeper {
             tasks.entry(format!("inside {intent}")).or_insert_with(|| {
                 tokio::spawn(inside_task::look_inside(self.clone(), name.to_owned(), intent.clone()))
             });
+            if record.wanted.idle_minutes.is_some() {
+                tasks.entry(format!("idle {intent}")).or_insert_with(|| {
+                    tokio::spawn(idle_task::look_for_use(self.clone(), name.to_owned(), intent.clone()))
+                });
+            }
         }
         for record in volumes.values().filter(|record| record.is_open()) {
             tasks

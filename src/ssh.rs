@@ -8,6 +8,7 @@
 
 mod cause;
 mod copy;
+mod elsewhere;
 mod forward;
 mod run;
 
@@ -24,6 +25,7 @@ use crate::state::{self, Lock, StateError};
 
 pub use cause::Cause;
 pub use copy::CopyError;
+pub use elsewhere::is_used_elsewhere;
 pub use forward::{Forward, Tunnel, end_leftover};
 pub use run::{Limits, Output, Session, Stdin};
 

@@ -25,6 +25,10 @@ pub struct Timing {
     /// How often a tunnel's far end is asked for `/system_stats` before and after it was healthy.
     pub health_poll_waiting: Duration,
     pub health_poll_settled: Duration,
+    /// How often it is looked whether a pod that is to end when nobody uses it is used.
+    pub idle_poll: Duration,
+    /// A minute of such a pod's `idle_minutes`.
+    pub idle_minute: Duration,
     pub http_connect: Duration,
     pub http_request: Duration,
     /// How long the one POST of a create may take.
@@ -52,6 +56,8 @@ impl Default for Timing {
             ssh_ready: Duration::from_secs(20),
             health_poll_waiting: Duration::from_millis(500),
             health_poll_settled: Duration::from_secs(15),
+            idle_poll: Duration::from_secs(30),
+            idle_minute: Duration::from_secs(60),
             http_connect: Duration::from_secs(5),
             http_request: Duration::from_secs(20),
             http_create: Duration::from_secs(40),
@@ -73,6 +79,7 @@ impl Timing {
             backoff_first: Duration::from_millis(300),
             backoff_most: Duration::from_secs(3),
             health_poll_settled: Duration::from_secs(1),
+            idle_poll: Duration::from_secs(2),
             http_create: Duration::from_secs(5),
             http_request: Duration::from_secs(5),
             provider_lag: Duration::from_secs(5),

@@ -124,7 +124,12 @@ pub async fn call(context: &Context, name: &str, arguments: Value) -> Result<Ans
     let result = within_limit(context, tool, arguments).await;
     tracing::info!(tool = name, ok = result.is_ok(), elapsed_ms = started.elapsed().as_millis() as u64, "call");
     match result {
-        Ok(Answer { value, text }) => Ok(Answer { value, text: harmless(&text) }),
+        Ok(mut answer) => {
+            if let Some(warning) = context.services.config_warning() {
+                warn(tool, &mut answer, &warning);
+            }
+            Ok(Answer { text: harmless(&answer.text), ..answer })
+        }
         Err(mut error) => {
             if tool.effect == Effect::Destroys && error.kind == ErrorKind::InvalidInput {
                 // An ending that wasn't even begun leaves something running.
@@ -164,6 +169,24 @@ fn out_of_time(tool: &ToolDef, limit: Duration, task: &JoinHandle<Result<Answer,
         .hint("the provider or the pod is slow to answer: see list_pods, then make the same call again")
         .retryable(true)
         .billing(StillBilling::Possible)
+}
+
+/// Adds a warning to the answer of a tool that has a place for one. What it tells is not of the tool's own making.
+fn warn(tool: &ToolDef, answer: &mut Answer, warning: &str) {
+    let schema = (tool.output_schema)();
+    let has_place = |field: &str| schema.pointer(&format!("/properties/{field}")).is_some();
+    if has_place("warning") {
+        let own = answer.value["warning"].as_str();
+        let both = own.map_or_else(|| warning.to_owned(), |own| format!("{own}; {warning}"));
+        answer.value["warning"] = both.into();
+    } else if has_place("warnings") {
+        let mut all = answer.value["warnings"].as_array().cloned().unwrap_or_default();
+        all.push(warning.into());
+        answer.value["warnings"] = all.into();
+    } else {
+        return;
+    }
+    answer.text.push_str(&format!("\nWarning: {warning}"));
 }
 
 async fn guarded(context: &Context, tool: &ToolDef, arguments: Value) -> Result<Answer, ToolError> {

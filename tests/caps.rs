@@ -2,6 +2,7 @@
 //! dearer or elsewhere is ended; above the threshold somebody has to agree.
 
 use autopod_mcp::fleet::{day, hours_by_day, later};
+use autopod_mcp::state;
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
 use serde_json::{Value, json};
@@ -50,7 +51,7 @@ async fn race_ends_at(house: &House, what: &str, arguments: Value, expected: usi
 async fn of_eight_processes_as_many_create_as_the_hourly_cap_allows() {
     let house = House::new().await;
     let cap = 1.10;
-    house.set_limits(json!({ "max_pods": 50, "max_total_per_hour": cap, "max_usd_per_day": 1000 }));
+    set_limits(&house, json!({ "max_pods": 50, "max_total_per_hour": cap, "max_usd_per_day": 1000 }));
     let arguments = json!({ "gpus": [GPU], "wait_seconds": 0 });
     let expected = (cap / PRICE).floor() as usize;
     race_ends_at(&house, "a cap of $1.10/h at $0.25/h", arguments, expected, "limits.max_total_per_hour").await;
@@ -60,7 +61,7 @@ async fn of_eight_processes_as_many_create_as_the_hourly_cap_allows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_eight_processes_as_many_create_as_the_number_of_pods_allows() {
     let house = House::new().await;
-    house.set_limits(json!({ "max_pods": 3, "max_total_per_hour": 100, "max_usd_per_day": 1000 }));
+    set_limits(&house, json!({ "max_pods": 3, "max_total_per_hour": 100, "max_usd_per_day": 1000 }));
     let arguments = json!({ "gpus": [GPU], "wait_seconds": 0 });
     race_ends_at(&house, "a cap of 3 pods", arguments, 3, "limits.max_pods").await;
     house.end().await;
@@ -73,7 +74,7 @@ async fn of_eight_processes_as_many_create_as_the_daily_cap_allows() {
     let now = Timestamp::now();
     let parts = hours_by_day(now, later(now, SignedDuration::from_mins(60)));
     let longest = parts.iter().map(|(_, hours)| *hours).fold(0.0, f64::max);
-    house.set_limits(json!({ "max_pods": 50, "max_total_per_hour": 100, "max_usd_per_day": 2.5 * PRICE * longest }));
+    set_limits(&house, json!({ "max_pods": 50, "max_total_per_hour": 100, "max_usd_per_day": 2.5 * PRICE * longest }));
     let arguments = json!({ "gpus": [GPU], "wait_seconds": 0, "lifetime_minutes": 60 });
     race_ends_at(&house, "a daily cap of 2.5 hours", arguments, 2, "limits.max_usd_per_day").await;
     house.end().await;
@@ -88,7 +89,7 @@ async fn a_reservation_over_midnight_is_split() {
     let today = midnight.timestamp().duration_since(now).as_secs_f64() / 3600.0;
     let lifetime = (today * 60.0) as i64 + 10 * 60;
     let cap = today.max(10.0) * PRICE + 0.05;
-    house.set_limits(json!({ "max_lifetime_minutes": 40 * 60, "max_usd_per_day": cap }));
+    set_limits(&house, json!({ "max_lifetime_minutes": 40 * 60, "max_usd_per_day": cap }));
     let mut arguments = json!({ "name": "night", "gpus": [GPU], "wait_seconds": 0, "lifetime_minutes": lifetime });
     let made = house.ok("create_pod_with_volume", arguments.clone()).await;
     assert!(made["reserved_usd"].as_f64().is_some_and(|usd| usd > 10.0 * PRICE), "{made}");
@@ -109,19 +110,19 @@ async fn closed_pods_of_today_still_count() {
     house.advance(2.0 * 3600.0).await;
     let done = house.ok("terminate_pod", json!({ "pod": "spent" })).await;
     assert!(done["cost_usd"].as_f64().is_some_and(|usd| usd > 1.9 * PRICE), "{done}");
-    house.set_limits(json!({ "max_usd_per_day": cap }));
+    set_limits(&house, json!({ "max_usd_per_day": cap }));
     for name in ["spent", "another"] {
         let refused = house.call("create_pod_with_volume", create(name, 60)).await;
         assert_eq!(refused.code, 4, "{name}: {refused:?}");
         refused.assert_says("limits.max_usd_per_day");
     }
     // A new pod of that name makes the closed record no younger.
-    house.set_limits(json!({ "max_usd_per_day": 15 }));
+    set_limits(&house, json!({ "max_usd_per_day": 15 }));
     house.ok("create_pod_with_volume", create("spent", 60)).await;
     let records = house.fleet().read().expect("records");
     assert!(records.keys().any(|key| key.starts_with("spent~")), "{:?}", records.keys());
     house.ok("terminate_pod", json!({ "pod": "spent" })).await;
-    house.set_limits(json!({ "max_usd_per_day": cap }));
+    set_limits(&house, json!({ "max_usd_per_day": cap }));
     let refused = house.call("create_pod_with_volume", create("another", 60)).await;
     refused.assert_says("limits.max_usd_per_day");
     assert_eq!(house.asked("createPod"), 2);
@@ -172,7 +173,7 @@ async fn a_pod_that_is_not_what_was_asked_for_is_ended_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn above_the_threshold_the_price_has_to_be_agreed_to() {
     let house = House::new().await;
-    house.set_limits(json!({ "max_price_per_hour": 2.0 }));
+    set_limits(&house, json!({ "max_price_per_hour": 2.0 }));
     let create =
         |confirm: Value| json!({ "name": "dear", "gpus": [DEAR], "wait_seconds": 0, "confirm_price": confirm });
     for confirm in [Value::Null, json!(1.0), json!(1.6)] {
@@ -184,11 +185,11 @@ async fn above_the_threshold_the_price_has_to_be_agreed_to() {
     }
     assert_eq!((house.asked("createPod"), house.fleet().read().expect("records").len()), (0, 0));
     // Agreeing raises no cap, and what can't be had is not asked for.
-    house.set_limits(json!({ "max_price_per_hour": 1.5 }));
+    set_limits(&house, json!({ "max_price_per_hour": 1.5 }));
     let refused = house.call("create_pod_with_volume", create(json!(5.0))).await;
     assert_eq!(refused.code, 4, "{refused:?}");
     refused.assert_says("limits.max_price_per_hour");
-    house.set_limits(json!({ "max_price_per_hour": 2.0 }));
+    set_limits(&house, json!({ "max_price_per_hour": 2.0 }));
     let made = house.ok("create_pod_with_volume", create(json!(1.64))).await;
     assert_eq!(made["created"], true, "{made}");
     // Who finds it spends nothing more.
@@ -233,7 +234,7 @@ async fn set_stock(house: &House, gpu: &str, data_center: &str, secure: u32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_is_asked_and_prices_and_caps_are_looked_at_again() {
     let house = House::new().await;
-    house.set_limits(json!({ "max_price_per_hour": 4.0, "max_total_per_hour": 8.0, "max_usd_per_day": 1000 }));
+    set_limits(&house, json!({ "max_price_per_hour": 4.0, "max_total_per_hour": 8.0, "max_usd_per_day": 1000 }));
     let mut server = greeted(&house).await;
     let mut arguments = json!({ "name": "asked", "min_vram_gb": 80, "wait_seconds": 30, "lifetime_minutes": 60 });
     let question = asked(&mut server, 2, &arguments).await;
@@ -248,7 +249,7 @@ async fn a_person_is_asked_and_prices_and_caps_are_looked_at_again() {
     let question = server.receive().await;
     says(&question, &["elicitation/create", "$2.99 an hour"]);
     // And now a cap is lowered.
-    house.set_limits(json!({ "max_price_per_hour": 2.5, "max_total_per_hour": 8.0, "max_usd_per_day": 1000 }));
+    set_limits(&house, json!({ "max_price_per_hour": 2.5, "max_total_per_hour": 8.0, "max_usd_per_day": 1000 }));
     say_yes(&mut server, &question).await;
     let refused = server.receive().await;
     says(&refused, &["costs more than $2.50/h", "nothing was created"]);
@@ -308,14 +309,20 @@ async fn a_dry_run_tells_everything_and_makes_nothing() {
         assert_eq!(refused.code, 4, "{refused:?}");
         refused.assert_says("limits.max_price_per_hour");
     }
-    house.set_limits(json!({ "max_price_per_hour": 2.0 }));
+    set_limits(&house, json!({ "max_price_per_hour": 2.0 }));
     let dear = dry(json!({ "gpus": [DEAR] })).await;
     assert!(dear["caps"].as_str().is_some_and(|caps| caps.contains("confirm_price: 1.64")), "{dear}");
     assert_eq!(dry(json!({ "gpus": [DEAR], "confirm_price": 1.64 })).await["caps"], "allowed");
-    house.set_limits(json!({ "max_total_per_hour": 0.3 }));
+    set_limits(&house, json!({ "max_total_per_hour": 0.3 }));
     let over = dry(json!({ "gpus": ["RTX 4090"] })).await;
     assert!(over["caps"].as_str().is_some_and(|caps| caps.contains("refused") && caps.contains("max_total_per_hour")));
     assert_eq!((house.asked("createPod"), house.fleet().read().expect("records").len()), (0, 0));
     assert_eq!(house.processes().workers.len(), 0, "nobody was started for it");
     house.end().await;
+}
+
+/// What this home's `config.json` says of limits.
+pub fn set_limits(house: &House, limits: Value) {
+    let file = house.home().config_file();
+    state::write_json(&file, &json!({ "limits": limits })).expect("a written file");
 }

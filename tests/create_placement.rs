@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::caps::set_limits;
 use crate::keeper_support::{Answer, GPU, House, tell};
 
 const DEAR: &str = "NVIDIA GeForce RTX 4090";
@@ -20,7 +21,8 @@ fn posted(house: &House) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_asked_for_reaches_the_wire() {
     let house = House::hurried().await;
-    house.set_limits(
+    set_limits(
+        &house,
         json!({ "max_pods": 9, "max_total_per_hour": 99, "max_price_per_hour": 9, "max_usd_per_day": 999 }),
     );
     let arguments = json!({

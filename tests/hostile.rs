@@ -46,7 +46,7 @@ impl House {
             tunnels: Tunnels::new(&home, &timing),
             keeper: KeeperClient::new(&home, &timing, None, None, "http://127.0.0.1:9", false),
             ssh: Ssh { folder: home.ssh(), environment: Vec::new() },
-            config: Config::default(),
+            config: Ok(Config::default()),
             provider,
             timing,
             home,

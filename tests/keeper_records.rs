@@ -110,7 +110,7 @@ async fn a_full_disk_keeps_a_pod_from_being_made_and_not_from_being_ended() {
 async fn a_keeper_that_cannot_journal_does_not_post() {
     let house = House::hurried().await;
     // What a home has had since its first create.
-    house.keeper().account().map(|account| HomeIdentity::bind(&house.home(), &Timing::quick(), &account, false));
+    house.keeper().account().map(|account| HomeIdentity::bind(&house.home(), &Timing::quick(), &account, || Ok(false)));
     Ssh { folder: house.home.join("ssh"), environment: house.environment() }.public_key().await.expect("a key");
     house.fleet().ensure("wish", house.wish(SignedDuration::from_mins(5)), &Limits::default()).await.expect("a record");
     // This call writes nothing, but starts a keeper that can't write either.

@@ -83,24 +83,21 @@ impl House {
     }
 
     pub async fn with(clock: ClockMode, name: &str) -> Self {
-        Self::build(clock, name, true).await
+        Self::of(name, |options| options.clock = clock).await
     }
 
-    /// A world whose pods run no commands.
-    pub async fn without_namespaces() -> Self {
-        Self::build(ClockMode::Live, "home", false).await
-    }
-
-    async fn build(clock: ClockMode, name: &str, namespaces: bool) -> Self {
+    /// A home of that name beside a world that is set up otherwise.
+    pub async fn of(name: &str, change: impl FnOnce(&mut SandboxOptions)) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let options = SandboxOptions {
+        let mut options = SandboxOptions {
             listen: ([127, 0, 0, 1], 0).into(),
             folder: folder.path().join("world"),
-            clock,
+            clock: ClockMode::Live,
             comfyui: None,
             idle_limit: None,
-            namespaces,
+            namespaces: true,
         };
+        change(&mut options);
         let http = http();
         let sandbox = sandbox::start(options).await.expect("a sandbox");
         Self {
@@ -255,12 +252,6 @@ impl House {
         body["now"].as_str().and_then(|now| now.parse().ok()).expect("a time")
     }
 
-    /// What this home's `config.json` says of limits.
-    pub fn set_limits(&self, limits: Value) {
-        let file = self.home().config_file();
-        state::write_json(&file, &json!({ "limits": limits })).expect("a written file");
-    }
-
     /// What the world knows of its pods, whatever it tells its clients.
     pub async fn world_pods(&self) -> Vec<Value> {
         let (_, body) = self.raw(reqwest::Method::GET, "/_sandbox/pods", None).await;
@@ -304,11 +295,10 @@ impl House {
             let says = |text: &str| words.iter().any(|word| word == text);
             if ours && says("keeper") {
                 if says("--worker") { found.workers.push(pid) } else { found.guards.push(pid) }
-            } else if says("-L")
-                && words.iter().any(|word| word.starts_with("HostKeyAlias=autopod-"))
+            } else if words.iter().any(|word| word.starts_with("HostKeyAlias=autopod-"))
                 && std::fs::read_link(folder.path().join("cwd")).is_ok_and(|cwd| cwd == self.home.join("ssh"))
             {
-                found.ssh.push(pid);
+                if says("-L") { found.ssh.push(pid) } else { found.commands.push(pid) }
             }
         }
         found
@@ -328,11 +318,11 @@ impl House {
     pub fn end_processes(&self) {
         // A guard that lives would start its worker again, so guards first, until nothing is found.
         for _ in 0..200 {
-            let Processes { guards, workers, ssh } = self.processes();
-            if guards.is_empty() && workers.is_empty() && ssh.is_empty() {
+            let found = self.processes();
+            if found.is_empty() {
                 return;
             }
-            for pid in guards.into_iter().chain(workers).chain(ssh) {
+            for pid in found.guards.into_iter().chain(found.workers).chain(found.ssh).chain(found.commands) {
                 kill(pid);
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -343,7 +333,7 @@ impl House {
     pub async fn end(self) {
         self.end_processes();
         let left = self.processes();
-        assert!(left.guards.is_empty() && left.workers.is_empty() && left.ssh.is_empty(), "left: {left:?}");
+        assert!(left.is_empty(), "left: {left:?}");
         if let Some(spec) = openapi::spec() {
             let mut violations = openapi::check_log(&spec, &self.sandbox.requests());
             violations.retain(|violation| self.polite || violation.starts_with("answer"));
@@ -380,7 +370,17 @@ impl Drop for House {
 pub struct Processes {
     pub guards: Vec<u32>,
     pub workers: Vec<u32>,
+    /// Those that hold a tunnel.
     pub ssh: Vec<u32>,
+    /// Those that run a command in a pod.
+    pub commands: Vec<u32>,
+}
+
+impl Processes {
+    pub fn is_empty(&self) -> bool {
+        let Self { guards, workers, ssh, commands } = self;
+        guards.is_empty() && workers.is_empty() && ssh.is_empty() && commands.is_empty()
+    }
 }
 
 pub async fn answer(mut command: Command) -> Answer {

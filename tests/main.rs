@@ -2,6 +2,7 @@
 
 mod accounts;
 mod bad_input;
+mod broken_config;
 mod caps;
 mod comfy_client;
 mod comfy_tools;
@@ -21,6 +22,7 @@ mod faces_registry;
 mod faces_support;
 mod faces_terminal;
 mod hostile;
+mod idle;
 mod imports;
 mod keeper_create;
 mod keeper_ending;

@@ -203,7 +203,7 @@ async fn a_pod_that_lost_all_of_us_before_the_arming_is_ended_by_the_next_start(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_switch_that_cannot_be_armed_is_told_and_the_keeper_keeps_the_deadline() {
-    let story = Story::begin(House::without_namespaces().await, 12).await;
+    let story = Story::begin(House::of("home", |options| options.namespaces = false).await, 12).await;
     story.house.advance(WAY_UP).await;
     let record = story.until("the reason", |record| record.known.inside.switch_problem.is_some()).await;
     let problem = record.known.inside.switch_problem.clone().expect("it was there");

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use secrecy::SecretString;
 use serde::Serialize;
 
-use super::{Account, AppOptions, look_at_account, origin, sandbox_home, timing_for};
+use super::{Account, AppOptions, look_at_account, origin_as_set, sandbox_home, timing_for};
 use crate::background::account_of;
-use crate::config::{Config, ConfigError, Home};
+use crate::config::{self, Config, ConfigError, Home};
 use crate::errors::chain;
 use crate::fleet::HomeIdentity;
 use crate::ssh::Ssh;
@@ -87,13 +87,16 @@ fn access(options: &AppOptions, home: &Home, config: &Result<Config, ConfigError
         let (origin, key) = world.map_or_else(|| (String::new(), None), |world| (world.url, Some(world.key)));
         return Access { origin, key, key_from: "the sandbox" };
     }
-    let unset = Config::default();
-    let config = config.as_ref().unwrap_or(&unset);
+    // As the services are wired: a mistyped limit takes no key away.
+    let set = match config {
+        Ok(config) => config::Access::of(config),
+        Err(_) => config::Access::read(home).unwrap_or_default(),
+    };
     let (key, key_from) = match &options.environment.api_key {
         Some(key) => (Some(key.clone()), "RUNPOD_API_KEY"),
-        None => (config.api_key.clone(), "config.json"),
+        None => (set.api_key.clone(), "config.json"),
     };
-    Access { origin: origin(&options.environment, config), key, key_from }
+    Access { origin: origin_as_set(&options.environment, &set), key, key_from }
 }
 
 /// What the provider says, asked with our key.

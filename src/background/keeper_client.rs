@@ -139,6 +139,11 @@ impl KeeperClient {
         Some(account_of(&self.origin, self.key.as_ref()?))
     }
 
+    /// The key and the provider's origin that this client was made with.
+    pub fn access(&self) -> (Option<SecretString>, &str) {
+        (self.key.clone(), &self.origin)
+    }
+
     /// Whether a keeper holds its lock, so that what it wrote as known still counts.
     pub fn is_alive(&self) -> bool {
         state::is_held(&self.home.lock("keeper"))

@@ -58,6 +58,7 @@ pub(super) async fn look_after_keeper(options: AppOptions, services: LazyService
 /// that the user sets counts from the next call on.
 pub(super) fn lazily(options: AppOptions) -> LazyServices {
     let is_sandbox = options.sandbox;
+    let last = Arc::new(Mutex::new(None));
     let built_from = Arc::new(Mutex::new(None));
     let is_stale = {
         let (options, built_from) = (options.clone(), built_from.clone());
@@ -67,7 +68,13 @@ pub(super) fn lazily(options: AppOptions) -> LazyServices {
         let options = options.clone();
         // Before the file is read: a change in between is seen at the next call.
         *built_from.lock().unwrap_or_else(PoisonError::into_inner) = app::config_stamp(&options);
-        Box::pin(async move { app::services(&options).await })
+        let last = last.clone();
+        Box::pin(async move {
+            let before = last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let services = app::services_after(&options, before).await?;
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(services.clone());
+            Ok(services)
+        })
     });
     let services = services.renewed_when(is_stale);
     if is_sandbox { services.checked(app::check_world) } else { services }

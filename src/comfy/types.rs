@@ -73,6 +73,15 @@ impl Queue {
         Ok(Self { running, pending })
     }
 
+    /// From the body of an answer that came another way than through a client.
+    pub fn parse(body: &[u8]) -> Option<Self> {
+        Self::from_body(&parse_python_json(body).ok()?).ok()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.running.is_empty() && self.pending.is_empty()
+    }
+
     /// Running ones first.
     pub fn iter(&self) -> impl Iterator<Item = &QueueItem> {
         self.running.iter().chain(&self.pending)

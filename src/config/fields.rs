@@ -16,7 +16,7 @@ pub struct Field {
 
 const GENERAL: [Field; 4] = [
     Field { name: API_KEY, expected: "a text, RunPod's API key", is_valid: Value::is_string },
-    Field { name: "api_base_url", expected: "a text, a URL like https://api.runpod.io", is_valid: Value::is_string },
+    Field { name: API_BASE_URL, expected: "a text, a URL like https://api.runpod.io", is_valid: Value::is_string },
     Field { name: "default_volume_id", expected: "a text, a volume's id or name", is_valid: Value::is_string },
     Field {
         name: "default_volume_mount",
@@ -27,6 +27,7 @@ const GENERAL: [Field; 4] = [
 
 /// The one field whose value is never shown.
 pub const API_KEY: &str = "api_key";
+pub(super) const API_BASE_URL: &str = "api_base_url";
 pub(super) const LIMITS: &str = "limits";
 
 /// Every field, in the order in which they are shown.

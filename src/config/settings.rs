@@ -5,7 +5,7 @@ use std::path::Path;
 use secrecy::SecretString;
 use serde_json::{Map, Value};
 
-use super::fields::{self, API_KEY, LIMITS};
+use super::fields::{self, API_BASE_URL, API_KEY, LIMITS};
 use super::limits::Limits;
 use super::{ConfigError, Home, refuse_open_file};
 use crate::state;
@@ -19,6 +19,32 @@ pub struct Config {
     pub default_volume_id: Option<String>,
     pub default_volume_mount: Option<String>,
     pub limits: Limits,
+}
+
+/// How the provider is reached, as the file says it. It can be read from a file that breaks a rule elsewhere, for a
+/// mistyped limit must keep nobody from ending a pod.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    pub api_key: Option<SecretString>,
+    pub api_base_url: Option<String>,
+}
+
+impl Access {
+    pub fn of(config: &Config) -> Self {
+        Self { api_key: config.api_key.clone(), api_base_url: config.api_base_url.clone() }
+    }
+
+    /// From a file that is JSON and closed to others, whatever else stands in it.
+    pub fn read(home: &Home) -> Result<Self, ConfigError> {
+        let path = home.config_file();
+        let Some(file) = read_object(&path)? else { return Ok(Self::default()) };
+        let access =
+            Self { api_key: text(&file, API_KEY).map(SecretString::from), api_base_url: text(&file, API_BASE_URL) };
+        if access.api_key.is_some() {
+            refuse_open_file(&path)?;
+        }
+        Ok(access)
+    }
 }
 
 impl Config {
@@ -64,17 +90,18 @@ impl Config {
             path: path.to_owned(),
             reason: error.to_string(),
         };
-        let text = |name: &str| {
-            fields::all().find(|field| field.name == name)?.value_in(file)?.as_str().map(|text| text.trim().to_owned())
-        };
         Ok(Self {
-            api_key: text(API_KEY).map(SecretString::from),
-            api_base_url: text("api_base_url"),
-            default_volume_id: text("default_volume_id"),
-            default_volume_mount: text("default_volume_mount"),
+            api_key: text(file, API_KEY).map(SecretString::from),
+            api_base_url: text(file, API_BASE_URL),
+            default_volume_id: text(file, "default_volume_id"),
+            default_volume_mount: text(file, "default_volume_mount"),
             limits: Limits::of(&limits).map_err(wrong)?,
         })
     }
+}
+
+fn text(file: &Map<String, Value>, name: &str) -> Option<String> {
+    fields::all().find(|field| field.name == name)?.value_in(file)?.as_str().map(|text| text.trim().to_owned())
 }
 
 /// The fields of a config file as they stand there; `None` when there is no file. An error never repeats the content,
@@ -145,6 +172,30 @@ mod tests {
             let error = read(text).expect_err(text).to_string();
             assert!(error.contains("config.json") && !error.contains("rpa_secret"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_way_to_the_provider_is_read_from_a_file_that_breaks_another_rule() {
+        use secrecy::ExposeSecret;
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(folder.path().join("home")).unwrap();
+        let access = |text: &str| {
+            state::write_file(&home.config_file(), text.as_bytes()).unwrap();
+            assert!(Config::read(&home).is_err(), "{text}");
+            Access::read(&home)
+        };
+        for rest in [r#""limits": {"max_pods": "2"}"#, r#""limits": 3"#, r#""default_volume_mount": "data""#] {
+            let read =
+                access(&format!(r#"{{"api_key": " k ", "api_base_url": "https://x.example", {rest}}}"#)).unwrap();
+            assert_eq!(read.api_key.map(|key| key.expose_secret().to_owned()).as_deref(), Some("k"));
+            assert_eq!(read.api_base_url.as_deref(), Some("https://x.example"));
+        }
+        assert!(access(r#"{"api_key": 7, "api_base_url": []}"#).unwrap().api_key.is_none());
+        assert!(access(r#"{"api_key": "k""#).is_err(), "half a file");
+        std::fs::write(home.config_file(), r#"{"api_key": "k", "limits": 3}"#).unwrap();
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(home.config_file(), open).unwrap();
+        assert!(matches!(Access::read(&home), Err(ConfigError::Open { .. })), "others can read the key");
     }
 
     #[test]

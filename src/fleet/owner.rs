@@ -47,17 +47,29 @@ impl HomeIdentity {
     }
 
     /// Binds the home to this account when it is bound to none, or when nothing of the other account is open. False
-    /// when it stays another's.
-    pub fn bind(home: &Home, timing: &Timing, account: &str, something_open: bool) -> Result<bool, StateError> {
+    /// when it stays another's. Whether something is open is asked under the lock, under which alone pods are asked
+    /// for; it must not take that lock itself.
+    pub fn bind(
+        home: &Home,
+        timing: &Timing,
+        account: &str,
+        something_is_open: impl FnOnce() -> Result<bool, StateError>,
+    ) -> Result<bool, StateError> {
+        let is_bound = |identity: &Self| identity.account.as_deref() == Some(account);
         let identity = Self::ensure(home, timing)?;
-        match &identity.account {
-            Some(bound) if bound == account => Ok(true),
-            Some(_) if something_open => Ok(false),
-            _ => {
-                Self::rebind(home, timing, account)?;
-                Ok(true)
-            }
+        if is_bound(&identity) {
+            return Ok(true);
         }
+        let _lock = Lock::take(&home.lock("state"), timing.state_lock)?;
+        let identity = Self::read(home)?.unwrap_or(identity);
+        if is_bound(&identity) {
+            return Ok(true);
+        }
+        if identity.account.is_some() && something_is_open()? {
+            return Ok(false);
+        }
+        state::write_json(&home.home_file(), &Self { account: Some(account.to_owned()), ..identity })?;
+        Ok(true)
     }
 
     /// Makes it this account's home, whosever it was.

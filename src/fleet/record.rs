@@ -108,6 +108,8 @@ pub struct PodKnown {
     pub cost_counted_at: Option<Timestamp>,
     /// Since when nobody used it, where `idle_minutes` is asked for.
     pub idle_since: Option<Timestamp>,
+    /// Why it can't be told whether somebody uses it, so that the deadline alone decides.
+    pub idle_unknown: Option<String>,
     pub action: Option<ActionKnown>,
     pub ending_since: Option<Timestamp>,
     pub ending_cause: Option<String>,

@@ -201,6 +201,11 @@ impl Volumes {
         Ok(self.records.read()?.entries)
     }
 
+    /// Whether the keeper is at work on any. Takes no lock, so it can be asked under the one over the records.
+    pub fn is_any_being_sent(&self) -> Result<bool, StateError> {
+        Ok(self.records.look()?.entries.values().any(VolumeRecord::is_being_sent))
+    }
+
     pub fn of_intent(&self, intent: &str) -> Result<Option<VolumeRecord>, StateError> {
         Ok(self.read()?.into_values().find(|record| record.intent == intent))
     }

@@ -48,8 +48,8 @@ impl ProviderClock {
     }
 }
 
-/// The time that one task has lasted, for no pod of a task was made before it.
-#[derive(Debug)]
+/// The time since its start: that one task has lasted, say, for no pod of a task was made before it.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Lifetime {
     since: Moment,
 }
@@ -57,6 +57,11 @@ pub(super) struct Lifetime {
 impl Lifetime {
     pub(super) fn start() -> Self {
         Self { since: Moment::now() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn started_ago(ago: SignedDuration) -> Self {
+        Self { since: Moment(Moment::now().0 - ago) }
     }
 
     pub(super) fn is_over(&self, lifetime: SignedDuration) -> bool {

@@ -3,11 +3,15 @@
 //! The switch ends the pod at its deadline when everything of ours outside is dead. It is a loop of the pod's own shell
 //! (`inside/switch.sh`) with the pod's own key, and it dies with its container: it is armed again for each start.
 
+mod queue;
+
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use crate::ssh::{Cause, Limits, Output, Ssh, Stdin, Target, quoted};
+
+pub use queue::{QueueUnread, queue};
 
 const SWITCH: &str = include_str!("inside/switch.sh");
 /// What the container was started with. Sessions over SSH don't inherit it.

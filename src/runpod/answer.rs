@@ -41,7 +41,7 @@ pub(super) async fn accept(
     if status.is_redirection() {
         let target = clean(header(response.headers(), LOCATION.as_str()).unwrap_or("nowhere"));
         let reason = format!(
-            "HTTP {} sends the request elsewhere ({target}): a captive portal, or a wrong RUNPOD_API_BASE_URL",
+            "HTTP {} sends the request elsewhere ({target}): a captive portal, or a wrong address of the API (RUNPOD_API_BASE_URL, or api_base_url in config.json)",
             status.as_u16()
         );
         return Err(unreadable(operation, reason));

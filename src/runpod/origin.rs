@@ -13,18 +13,18 @@ const EXPECTED: &str = "expected an https origin like `https://api.runpod.io`, o
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ApiOrigin(Url);
 
-/// Why a text is no [`ApiOrigin`]. The text itself is shown only where it can't hold a password.
+/// Why a text is no [`ApiOrigin`]; whoever read it says where it stands. The text itself is shown only where it can't hold a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OriginError {
-    #[error("RUNPOD_API_BASE_URL is no URL; {EXPECTED}")]
+    #[error("the address of the API is no URL; {EXPECTED}")]
     NotAUrl { source: <Url as FromStr>::Err },
-    #[error("RUNPOD_API_BASE_URL has the scheme `{scheme}`; {EXPECTED}")]
+    #[error("the address of the API has the scheme `{scheme}`; {EXPECTED}")]
     Scheme { scheme: String },
-    #[error("RUNPOD_API_BASE_URL would send the API key unencrypted to `{host}`; {EXPECTED}")]
+    #[error("the address of the API would send the API key unencrypted to `{host}`; {EXPECTED}")]
     PlainHttp { host: String },
-    #[error("RUNPOD_API_BASE_URL holds a user name or password; {EXPECTED}")]
+    #[error("the address of the API holds a user name or password; {EXPECTED}")]
     Credentials,
-    #[error("RUNPOD_API_BASE_URL is more than an origin; {EXPECTED}")]
+    #[error("the address of the API is more than an origin; {EXPECTED}")]
     NotAnOrigin,
 }
 
@@ -129,7 +129,6 @@ mod tests {
         for text in ["https://api.runpod.io/v1", "https://api.runpod.io/v2/pods", "https://api.runpod.io/?a=b"] {
             let error = parse(text).unwrap_err();
             assert_eq!(error, OriginError::NotAnOrigin, "{text}");
-            assert!(error.to_string().contains("RUNPOD_API_BASE_URL"));
             assert!(error.to_string().contains("https://api.runpod.io"));
         }
     }

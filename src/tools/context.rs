@@ -15,6 +15,7 @@ use crate::errors::harmless;
 use crate::fleet::{Audit, ENV_OWNER, Fleet, HomeIdentity, PodRecord, VolumeRecord, Volumes};
 use crate::provider::{GpuProvider, Pod, PodStatus};
 use crate::ssh::Ssh;
+use crate::state::StateError;
 use crate::timing::Timing;
 use crate::tunnel::Tunnels;
 
@@ -22,11 +23,14 @@ use super::{ErrorKind, StillBilling, ToolError};
 
 pub use ask::{Answered, Ask, Question};
 
+const MEND_CONFIG: &str = "mend that; until then nothing that costs money is begun, but pods are listed and ended";
+
 /// Everything a tool works with, wired once in `app`.
 #[derive(Debug)]
 pub struct Services {
     pub home: Home,
-    pub config: Config,
+    /// Or what is wrong with the file; [`Self::config`] and [`Self::limits`] tell it.
+    pub config: Result<Config, ToolError>,
     pub timing: Timing,
     /// `None` while no key is set.
     pub provider: Option<Arc<dyn GpuProvider>>,
@@ -42,6 +46,10 @@ impl Services {
     /// The provider, or how to set the key that it needs.
     pub fn provider(&self) -> Result<&Arc<dyn GpuProvider>, ToolError> {
         self.provider.as_ref().ok_or_else(|| {
+            if let Err(problem) = &self.config {
+                return ToolError::new(ErrorKind::Setup, format!("no RunPod API key could be read: {}", problem.message))
+                    .hint("mend that file, or set RUNPOD_API_KEY where this program is started");
+            }
             ToolError::new(ErrorKind::Setup, "no RunPod API key is set").hint(format!(
                 "run `autopod-mcp config init`, which keeps it in {}, or set RUNPOD_API_KEY where this server is started; \
                  keys are made at https://console.runpod.io/user/settings. Without an account: start with --sandbox",
@@ -52,10 +60,21 @@ impl Services {
 }
 
 impl Services {
+    /// What the user set. An error for whatever needs it, and never the defaults, when the file breaks a rule.
+    pub fn config(&self) -> Result<&Config, ToolError> {
+        self.config.as_ref().map_err(|problem| problem.clone().hint(MEND_CONFIG))
+    }
+
     /// The caps as the config says now: whoever lowers one while a server runs means that server, too.
     pub fn limits(&self) -> Result<Limits, ToolError> {
-        let config = Config::read(&self.home).map_err(|error| ToolError::new(ErrorKind::Setup, chain(&error)))?;
+        let config = Config::read(&self.home);
+        let config = config.map_err(|error| ToolError::new(ErrorKind::Setup, chain(&error)).hint(MEND_CONFIG))?;
         Ok(config.limits)
+    }
+
+    /// What is wrong with the config, for those who can go on without it.
+    pub fn config_warning(&self) -> Option<String> {
+        self.config.as_ref().err().map(|problem| format!("{}; {MEND_CONFIG}", problem.message))
     }
 
     /// The keeper, awake, for a call that changes something. Refused when the home belongs to another account: a
@@ -82,15 +101,21 @@ impl Services {
         let records = self.fleet.read()?;
         let open: Vec<_> = records.iter().filter(|(_, record)| record.is_open()).collect();
         self.restore_lost_identity(&open).await?;
-        let something_open = !open.is_empty() || self.volumes.read()?.values().any(VolumeRecord::is_being_sent);
-        let unwritten = match HomeIdentity::bind(&self.home, &self.timing, &account, something_open) {
+        let bound = self.of_identity({
+            let (fleet, volumes, account) = (self.fleet.clone(), self.volumes.clone(), account.clone());
+            move |home, timing| {
+                HomeIdentity::bind(home, timing, &account, || Ok(fleet.has_open()? || volumes.is_any_being_sent()?))
+            }
+        });
+        let unwritten = match bound.await {
             Ok(true) => return Ok(()),
             Ok(false) => None,
             Err(error) => Some(error),
         };
         if self.sees_one_of(&open).await {
             // Another key of the same account, or a disk that doesn't take the binding: neither may keep a pod alive.
-            if let Err(error) = HomeIdentity::rebind(&self.home, &self.timing, &account) {
+            let rebound = self.of_identity(move |home, timing| HomeIdentity::rebind(home, timing, &account));
+            if let Err(error) = rebound.await {
                 tracing::warn!(error = %chain(&error), "whose home this is can't be written");
             }
             return Ok(());
@@ -99,6 +124,17 @@ impl Services {
             return Err(error.into());
         }
         Err(self.another_account())
+    }
+
+    /// What waits for a lock over the home runs on a thread that may wait.
+    async fn of_identity<R: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Home, &Timing) -> Result<R, StateError> + Send + 'static,
+    ) -> Result<R, StateError> {
+        let (home, timing) = (self.home.clone(), self.timing.clone());
+        tokio::task::spawn_blocking(move || work(&home, &timing))
+            .await
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
     }
 
     fn another_account(&self) -> ToolError {
@@ -127,9 +163,10 @@ impl Services {
         }
         let ours = |pod: &&Pod| open.iter().any(|(_, record)| record.known.pod_id.as_ref() == Some(&pod.id));
         let owner = listed.value.iter().filter(ours).find_map(|pod| pod.env.get(ENV_OWNER));
-        let Some(owner) = owner else { return Ok(()) };
+        let Some(owner) = owner.cloned() else { return Ok(()) };
         tracing::warn!("whose home this is was lost and is restored from one of its pods");
-        if let Err(error) = HomeIdentity::restore(&self.home, &self.timing, owner) {
+        let restored = self.of_identity(move |home, timing| HomeIdentity::restore(home, timing, &owner));
+        if let Err(error) = restored.await {
             tracing::warn!(error = %chain(&error), "whose home this is can't be written");
         }
         Ok(())

@@ -138,13 +138,16 @@ impl Tool for Spending {
 
     async fn run(context: &Context, input: SpendingInput) -> Result<SpendingOutput, ToolError> {
         let services = &context.services;
-        let limits = services.limits()?;
+        let limits = services.limits();
         let records = services.fleet.read()?;
         let now = Timestamp::now();
         let today = day(now);
         let (found, (volumes, open_volumes), billed) =
             tokio::join!(pods::all(services), volumes::monthly(services), billed(services, &records, today));
         let mut warnings = Vec::new();
+        if let (Err(error), None) = (&limits, services.config_warning()) {
+            warnings.push(format!("what the caps say is unknown: {}", error.message));
+        }
         let found = found.map(|listed| listed.pods).unwrap_or_else(|error| {
             warnings.push(format!("the pods can't be listed, so this is from our records: {}", error.message));
             from_records(&records)
@@ -176,7 +179,10 @@ impl Tool for Spending {
             day: today.to_string(),
             today_usd: cents(today_usd),
             today_reserved_usd: cents((whole_today - today_usd).max(0.0)),
-            caps: caps(&limits, &set_aside, whole_today, volumes.as_ref().ok().copied()),
+            caps: limits.map_or_else(
+                |_| Vec::new(),
+                |limits| caps(&limits, &set_aside, whole_today, volumes.as_ref().ok().copied()),
+            ),
             unknown: records.iter().filter_map(|(key, record)| unknown(key, record, now)).collect(),
             pods,
             volumes_monthly_usd: volumes.ok(),

@@ -151,6 +151,7 @@ pub(super) async fn open(
             waiting_for: Some("the provider to place the pod".to_owned()),
         });
     };
+    services.fleet.mark_used(&pod_id);
     let name = name_of(pod, remote_port);
     refuse_taken_port(services, &name, local_port)?;
     let fresh = TunnelRecord::new(pod, &pod_id, remote_port, local_port);
@@ -176,6 +177,7 @@ pub(super) async fn join(
 ) -> Result<Option<Open>, ToolError> {
     let name = name_of(pod, remote_port);
     let Some(record) = services.tunnels.get(&name)?.filter(TunnelRecord::is_open) else { return Ok(None) };
+    services.fleet.mark_used(&record.wanted.pod_id);
     watch(waiting, services, pod, &name, &record.intent, false).await.map(Some)
 }
 

@@ -82,7 +82,7 @@ async fn two_clients_of_a_home_stay_below_the_quota_and_leave_a_reserve() {
     let client = || with_budget(&server.script.url, patient_for(Duration::from_secs(1)), budget_in(folder.path()));
     let results = storm([client(), client()], 200).await;
     let done = results.iter().filter(|result| result.is_ok()).count();
-    let limited = |error: &ProviderError| matches!(error, ProviderError::RateLimited { retry_after } if retry_after.as_secs() > 30);
+    let limited = |error: &ProviderError| matches!(error, ProviderError::RateLimited { .. });
     assert!(results.iter().all(|result| result.as_ref().err().is_none_or(limited)), "{results:?}");
     assert!((30..=56).contains(&done), "{done}");
     // Who waited for others' answers may have run out of time; one call after the other uses up what there is.

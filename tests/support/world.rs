@@ -52,7 +52,7 @@ impl World {
         let home = Home::open(folder.path().join("home")).expect("a home");
         let launcher = Launcher { program: PROGRAM.into(), environment: environment(&user_home) };
         let key = Some(sandbox.key().to_owned().into());
-        let services = app::wire(home.clone(), Config::default(), key, sandbox.url(), launcher, true);
+        let services = app::wire(home.clone(), Ok(Config::default()), key, sandbox.url(), launcher, true);
         let http = http::client().build().expect("a client");
         Self { services: Some(services.expect("services")), sandbox, home, folder, http }
     }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{Finding, patience};
 use crate::background::{Hello, KeeperClient, version};
 use crate::config::Home;
-use crate::fleet::{Phase, PodRecord};
+use crate::fleet::{Phase, PodRecord, TURNS_UP_WITHIN};
 use crate::state::RecordFile;
 use crate::timing::Timing;
 use crate::tunnel::{TunnelRecord, TunnelState};
@@ -83,11 +83,18 @@ fn pod(name: &str, record: &PodRecord, now: Timestamp) -> Vec<Finding> {
             record.reserved_usd(Timestamp::now()),
             record.expires_at(),
         );
-        findings.push(Finding::fail(
-            "intent",
-            found,
-            format!("{kill}, which ends it on sight; the keeper goes on looking for it"),
-        ));
+        let ends = format!("{kill}, which ends it on sight");
+        let todo = if record.lacked_for() >= TURNS_UP_WITHIN {
+            let minutes = record.lacked_for().as_mins();
+            let intent = &record.intent;
+            format!(
+                "the provider has not shown it for {minutes} minutes, so it may be made anew: create it again with \
+                 retry_unknown `{intent}` (`pod create --retry-unknown {intent}`); or {ends}"
+            )
+        } else {
+            format!("{ends}; the keeper goes on looking for it")
+        };
+        findings.push(Finding::fail("intent", found, todo));
     }
     let late = now.as_second() - record.expires_at().as_second();
     if late > OVERDUE_AFTER_SECONDS {
@@ -110,4 +117,46 @@ fn tunnel(name: &str, record: &TunnelRecord, is_held: bool) -> Option<Finding> {
     };
     let todo = format!("run `autopod-mcp tunnel start {}`, which says what it waits for", record.wanted.pod);
     Some(Finding::warn("tunnel", format!("{name} is not healthy: {why}"), todo))
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::fleet::PodRequest;
+    use crate::provider::Cloud;
+
+    fn unknown(lacked: SignedDuration) -> PodRecord {
+        let request = PodRequest {
+            image: "image".to_owned(),
+            template: None,
+            registry: None,
+            gpus: Vec::new(),
+            min_vram_gb: 0,
+            gpu_count: 1,
+            min_cuda: None,
+            cloud: Cloud::Secure,
+            data_centers: Vec::new(),
+            disk_gb: 10,
+            volume: None,
+            volume_name: None,
+            ports: Vec::new(),
+            env: BTreeMap::new(),
+        };
+        let mut record = PodRecord::new("intent1".to_owned(), request, Vec::new(), SignedDuration::from_hours(1));
+        record.known.phase = Phase::Unknown;
+        let now = Timestamp::now();
+        record.known.lacked = Some((now - lacked, now));
+        record
+    }
+
+    #[test]
+    fn a_create_that_was_lacked_for_long_enough_may_be_made_anew() {
+        let todo = |lacked| pod("comfy", &unknown(lacked), Timestamp::now()).remove(0).todo.unwrap();
+        let early = todo(TURNS_UP_WITHIN - SignedDuration::from_secs(1));
+        assert!(early.contains("pod kill comfy") && !early.contains("retry"), "{early}");
+        let late = todo(TURNS_UP_WITHIN);
+        assert!(late.contains("retry_unknown `intent1`") && late.contains("pod kill comfy"), "{late}");
+    }
 }

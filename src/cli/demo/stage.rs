@@ -51,7 +51,7 @@ impl Stage {
         };
         let key = state::read_file(&file.key_file)?.unwrap_or_default();
         let key = String::from_utf8_lossy(&key).trim().to_owned();
-        let services = app::wire(home.clone(), Config::default(), Some(key.into()), &file.url, launcher, !keep)?;
+        let services = app::wire(home.clone(), Ok(Config::default()), Some(key.into()), &file.url, launcher, !keep)?;
         Ok(Self { home, url: file.url, services: Some(services), tether: (!keep).then_some(sandbox) })
     }
 

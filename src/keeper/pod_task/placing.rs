@@ -212,7 +212,12 @@ impl PodTask {
 
     async fn spec(&self, provider: &dyn GpuProvider, record: &PodRecord, gpu: &str) -> Result<PodSpec, String> {
         let request = &record.wanted.request;
-        let identity = HomeIdentity::ensure(&self.keeper.home, &self.keeper.timing).map_err(|error| chain(&error))?;
+        let (home, timing) = (self.keeper.home.clone(), self.keeper.timing.clone());
+        // It may wait for a lock.
+        let identity = tokio::task::spawn_blocking(move || HomeIdentity::ensure(&home, &timing))
+            .await
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+            .map_err(|error| chain(&error))?;
         let ours = self.keeper.ssh.public_key().await.map_err(|error| chain(&error))?;
         // Naming PUBLIC_KEY replaces what the provider would put there, so the account's keys go in beside ours. A key
         // that may not read them is no reason to fail.

@@ -61,6 +61,11 @@ pub struct GetPodOutput {
     source: Source,
     #[serde(skip_serializing_if = "Option::is_none")]
     still_billing: Option<StillBilling>,
+    /// Why it can't be told whether the pod is used, where `idle_minutes` asks for that; the deadline alone decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle_unknown: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warning: Option<String>,
 }
 
 impl Tool for GetPod {
@@ -132,6 +137,8 @@ fn view(services: &Services, found: &Found, ahead: SignedDuration, asked: bool) 
         waiting_for,
         source: if services.provider.is_some() { Source::Provider } else { Source::Records },
         still_billing: None,
+        idle_unknown: record.and_then(|record| record.known.idle_unknown.clone()),
+        warning: None,
     })
 }
 

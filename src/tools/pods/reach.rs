@@ -16,6 +16,7 @@ pub async fn reach_pod(services: &Services, wanted: Option<&str>) -> Result<(Str
     let Some(id) = found.pod_id().map(str::to_owned) else {
         return Err(unreachable(&found.name, "is not placed yet"));
     };
+    services.fleet.mark_used(&id);
     let asked = if found.pod.is_none() && !services.keeper.is_alive() && services.provider.is_some() {
         // Without a keeper nobody brings the record up to date.
         let answer = services.provider()?.pod(&id).await?;

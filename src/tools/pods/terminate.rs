@@ -104,7 +104,11 @@ impl Tool for TerminatePod {
             }
             Err(error) => return Err(error),
         };
-        services.provider().map_err(|error| error.billing(StillBilling::Possible))?;
+        if let Err(error) = services.provider()
+            && !(found.record.is_some() && keeper_has_a_key(services).await)
+        {
+            return Err(error.billing(StillBilling::Possible));
+        }
         services.refuse_foreign_account().await?;
         if let Some(whose) = foreign(services, &found)? {
             confirm(context, &waiting, &found, whose, input.allow_unmanaged, input.confirm_pod_id.as_deref()).await?;
@@ -191,6 +195,11 @@ async fn alive_all_the_same(services: &Services, waiting: &Waiting<'_>, closed: 
     let this_pod =
         |pod: &Pod| record.known.pod_id.as_ref() == Some(&pod.id) || record.cloud_name(&closed.name) == pod.name;
     listed.into_iter().find(|pod| pod.status != PodStatus::Terminated && this_pod(pod)).map(|pod| pod.id)
+}
+
+/// Then it can end our pods though this call has no key itself.
+async fn keeper_has_a_key(services: &Services) -> bool {
+    services.keeper.hello().await.is_some_and(|keeper| keeper.has_key)
 }
 
 /// Whose the pod is, when it is not ours.
@@ -309,7 +318,7 @@ async fn ourselves(
     record: Option<&PodRecord>,
 ) -> Result<bool, ToolError> {
     waiting.tell("ending it without the keeper");
-    let provider = services.provider()?;
+    let provider = services.provider().map_err(|error| error.billing(StillBilling::Possible))?;
     loop {
         let may_lag = record.is_some_and(|record| record.may_lag(services.timing.provider_lag));
         match delete_and_prove(&**provider, id, may_lag).await {

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::{Call, ControlOutput, ControlPod, ControlState, address, word};
 use crate::fleet::{ActionState, ActionWish, Actor, PodRecord, new_intent};
 use crate::provider::{Pod, PodAction, PodStatus, ProviderError, SshAddress};
+use crate::steps;
 use crate::tools::pods::row::status_word;
 use crate::tools::pods::{billing_of, cents, while_a_pod_runs};
 use crate::tools::{ErrorKind, StillBilling, Tool, ToolError};
@@ -37,7 +38,9 @@ impl Call<'_> {
         }
         let wish = ActionWish { id: new_intent(), action, requested_at: Timestamp::now() };
         let own = wish.id.clone();
-        let changed = services.fleet.want_action(&record.intent, wish, &self.limits()?).await?;
+        // Only a start is held against the caps: a config that can't be read keeps no pod from being stopped.
+        let limits = if action == PodAction::Start { self.limits()? } else { self.limits().unwrap_or_default() };
+        let changed = services.fleet.want_action(&record.intent, wish, &limits).await?;
         let record = self.written(changed)?;
         let wish = record.wanted.action.as_ref().map(|wish| wish.id.clone()).unwrap_or_default();
         if wish == own {
@@ -47,6 +50,7 @@ impl Call<'_> {
                 "expires_at": record.expires_at(),
             });
             services.audit.note(Actor::Tool(ControlPod::NAME), "action_wanted", facts);
+            steps::reached("caller: action wanted");
         }
         self.wake_keeper().await?;
         self.until_acted(&record.intent, &wish, action, before).await

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{Call, ControlOutput, ControlPod, ControlState};
 use crate::fleet::{Actor, PodRecord, later};
+use crate::steps;
 use crate::tools::pods::cents;
 use crate::tools::pods::row::switch;
 use crate::tools::{Tool, ToolError};
@@ -28,6 +29,7 @@ impl Call<'_> {
                 "usd_per_hour": cents(record.price()), "reserved_usd": cents(record.reserved_usd(Timestamp::now())),
             });
             services.audit.note(Actor::Tool(ControlPod::NAME), "extension_wanted", facts);
+            steps::reached("caller: extend wanted");
         }
         self.wake_keeper().await?;
         self.waiting.tell(format!("moving the deadline to {until:.0}"));

@@ -35,7 +35,8 @@ impl Resolved {
 pub(super) async fn resolve(services: &Services, input: &CreateInput, limits: &Limits) -> Result<Resolved, ToolError> {
     let provider = services.provider()?;
     let path = mount_path(services, input)?;
-    let wanted_volume = input.volume.clone().or_else(|| services.config.default_volume_id.clone());
+    let config = services.config()?;
+    let wanted_volume = input.volume.clone().or_else(|| config.default_volume_id.clone());
     let volume = match &wanted_volume {
         Some(wanted) => Some(find_volume(&provider.volumes().await?.value, wanted)?.clone()),
         None => None,
@@ -111,7 +112,8 @@ pub(super) async fn resolve(services: &Services, input: &CreateInput, limits: &L
 }
 
 fn mount_path(services: &Services, input: &CreateInput) -> Result<String, ToolError> {
-    let path = input.mount_path.clone().or_else(|| services.config.default_volume_mount.clone());
+    let config = services.config()?;
+    let path = input.mount_path.clone().or_else(|| config.default_volume_mount.clone());
     let path = path.unwrap_or_else(|| DEFAULT_MOUNT.to_owned());
     if !path.starts_with('/') || path == "/" || path.contains("..") {
         return Err(ToolError::invalid(
