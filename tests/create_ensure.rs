@@ -259,6 +259,31 @@ async fn a_terminate_of_an_unknown_create_ends_its_pod_on_sight() {
     house.end().await;
 }
 
+/// Who cancelled a create without a clear answer needn't wait for its deadline to use the name again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_unknown_create_can_be_superseded() {
+    let house = House::new().await;
+    house.fault(json!({ "operation": "createPod", "kind": "status_before", "status": 500 })).await;
+    house.ok("create_pod_with_volume", json!({ "name": "again", "gpus": [GPU], "wait_seconds": 0 })).await;
+    let fleet = house.fleet();
+    let looked = async || fleet.get("again").ok()?.filter(|record| record.known.lacked.is_some());
+    let intent = until("a look at the list", looked).await.intent;
+    house.ok("terminate_pod", json!({ "pod": "again", "wait_seconds": 0 })).await;
+    // Another request, too: nothing of the old one is wanted.
+    let retry = json!({ "name": "again", "gpus": [GPU], "disk_gb": 41, "wait_seconds": 0, "retry_unknown": intent });
+    let early = create(&house, retry.clone()).await;
+    assert_eq!(early.code, 4, "{early:?}");
+    early.assert_says("may still turn up");
+    house.advance(601.0).await;
+    let ten = SignedDuration::from_mins(10);
+    until("ten minutes", async || (record(&fleet, "again").lacked_for() >= ten).then_some(())).await;
+    let made = house.ok("create_pod_with_volume", retry).await;
+    assert_eq!(made["created"], true, "{made}");
+    until("the pod", async || (house.alive().await.len() == 1).then_some(())).await;
+    assert_eq!(house.asked("createPod"), 2);
+    house.end().await;
+}
+
 /// Cancelled while the POST is under way, which makes the pod all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminate_of_an_open_intent_ends_its_pod_on_sight() {

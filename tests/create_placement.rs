@@ -73,6 +73,32 @@ async fn a_name_that_means_several_gpus_or_none_is_no_choice() {
     house.end().await;
 }
 
+/// What can't be is told before anything is asked for or set aside.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_contradicts_itself_is_refused_before_anything_is_sent() {
+    let house = House::new().await;
+    let cases = [
+        (json!({ "volume": "comfy-models", "cloud": "community" }), 2, "`cloud`: network volumes"),
+        (json!({ "volume": "comfy-models", "data_centers": ["US-TX-3"] }), 2, "comfy-models is in EU-RO-1"),
+        (json!({ "volume": "no-such-volume" }), 3, "no-such-volume"),
+        (json!({ "image": "a:1", "template": "c0mfyt3mpl" }), 2, "an image or a template, not both"),
+        (json!({ "mount_path": "workspace" }), 2, "`mount_path`"),
+        (json!({ "env": { "PUBLIC_KEY": "mine" } }), 2, "`PUBLIC_KEY` is set by this program or by RunPod"),
+        (json!({ "env": { "AUTOPOD_OWNER": "me" } }), 2, "`AUTOPOD_OWNER` is set by this program or by RunPod"),
+        (json!({ "env": { "1ST": "x" } }), 2, "`1ST` can't be a variable"),
+        (json!({ "min_vram_gb": 200 }), 4, "no GPU with at least 200 GB"),
+        (json!({ "lifetime_minutes": 1441 }), 4, "limits.max_lifetime_minutes"),
+        (json!({ "name": "Upper" }), 2, "`name`"),
+    ];
+    for (arguments, code, says) in cases {
+        let refused = create(&house, arguments.clone()).await;
+        assert_eq!(refused.code, code, "{arguments}: {refused:?}");
+        refused.assert_says(says);
+    }
+    assert_eq!((house.asked("createPod"), house.fleet().read().expect("records").len()), (0, 0));
+    house.end().await;
+}
+
 /// A create of two GPUs of which the first meets this.
 async fn after(fault: Value) -> (House, Answer) {
     let house = House::hurried().await;
