@@ -129,7 +129,7 @@ impl PodRequest {
 
 #[cfg(test)]
 impl PodRequest {
-    pub(super) fn for_tests() -> Self {
+    pub(crate) fn for_tests() -> Self {
         Self {
             image: "image".to_owned(),
             template: None,

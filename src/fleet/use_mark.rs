@@ -58,33 +58,15 @@ fn touch(path: &std::path::Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use jiff::SignedDuration;
 
     use super::*;
     use crate::config::{Home, Limits};
     use crate::fleet::{PodRecord, PodRequest, new_intent};
-    use crate::provider::Cloud;
     use crate::timing::Timing;
 
     fn record(pod_id: &str, idle_minutes: Option<u32>) -> PodRecord {
-        let request = PodRequest {
-            image: "image".to_owned(),
-            template: None,
-            registry: None,
-            gpus: Vec::new(),
-            min_vram_gb: 0,
-            gpu_count: 1,
-            min_cuda: None,
-            cloud: Cloud::Secure,
-            data_centers: Vec::new(),
-            disk_gb: 10,
-            volume: None,
-            volume_name: None,
-            ports: Vec::new(),
-            env: BTreeMap::new(),
-        };
+        let request = PodRequest::for_tests();
         let mut record = PodRecord::new(new_intent(), request, Vec::new(), SignedDuration::from_mins(10));
         record.known.pod_id = Some(pod_id.to_owned());
         record.wanted.idle_minutes = idle_minutes;

@@ -125,25 +125,9 @@ mod tests {
 
     use super::*;
     use crate::fleet::PodRequest;
-    use crate::provider::Cloud;
 
     fn unknown(lacked: SignedDuration) -> PodRecord {
-        let request = PodRequest {
-            image: "image".to_owned(),
-            template: None,
-            registry: None,
-            gpus: Vec::new(),
-            min_vram_gb: 0,
-            gpu_count: 1,
-            min_cuda: None,
-            cloud: Cloud::Secure,
-            data_centers: Vec::new(),
-            disk_gb: 10,
-            volume: None,
-            volume_name: None,
-            ports: Vec::new(),
-            env: BTreeMap::new(),
-        };
+        let request = PodRequest::for_tests();
         let mut record = PodRecord::new("intent1".to_owned(), request, Vec::new(), SignedDuration::from_hours(1));
         record.known.phase = Phase::Unknown;
         let now = Timestamp::now();
