@@ -25,6 +25,7 @@ mod keeper_records;
 mod keeper_sshd;
 mod keeper_support;
 mod keeper_tunnels;
+mod keeper_waits;
 mod pods_control;
 mod pods_list;
 mod pods_logs;
