@@ -162,7 +162,8 @@ impl Fleet {
             let from = record.known.cost_counted_at.map_or(now, |counted_at| counted_at.min(now));
             let claim = Claim { price_per_hour: record.reserved_per_hour(), from, until };
             check(entries, name, claim, false, &limits).map_err(over_cap)?;
-            record.wanted.lifetime_seconds += until.duration_since(record.reserved_until()).as_secs();
+            let more = until.duration_since(record.reserved_until()).as_secs();
+            record.wanted.lifetime_seconds = record.wanted.lifetime_seconds.saturating_add(more);
             record.wanted.extended_until = Some(until);
             Ok(())
         })
