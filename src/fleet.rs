@@ -163,9 +163,13 @@ impl Fleet {
                 return Ok(());
             }
             check_lifetime(record, until, &limits).map_err(over_cap)?;
-            let claim = Claim { price_per_hour: record.reserved_per_hour(), from: Timestamp::now(), until };
+            // What it has cost since that was counted last is neither spent in the books nor set aside otherwise.
+            let now = Timestamp::now();
+            let from = record.known.cost_counted_at.map_or(now, |counted_at| counted_at.min(now));
+            let claim = Claim { price_per_hour: record.reserved_per_hour(), from, until };
             check(entries, name, claim, false, &limits).map_err(over_cap)?;
-            record.wanted.lifetime_seconds += until.duration_since(record.reserved_until()).as_secs();
+            let more = until.duration_since(record.reserved_until()).as_secs();
+            record.wanted.lifetime_seconds = record.wanted.lifetime_seconds.saturating_add(more);
             record.wanted.extended_until = Some(until);
             Ok(())
         })
@@ -204,6 +208,12 @@ impl Fleet {
                 true
             })
             .await
+    }
+
+    /// Writes a record again that has left the file, beside the one that may have been given its name meanwhile.
+    pub async fn restore(&self, name: &str, record: PodRecord) -> Result<bool, StateError> {
+        let beside = format!("{name}{MADE_ROOM}{}", record.intent);
+        Ok(self.adopt(name, record.clone()).await? || self.adopt(&beside, record).await?)
     }
 
     async fn change<R: Send + 'static>(
@@ -356,6 +366,54 @@ mod tests {
         let there = committed(&entries, None, Timestamp::now());
         assert_eq!(there.open, ["comfy", "running"]);
         assert!((there.per_hour - 2.0).abs() < 0.001, "{there:?}");
+    }
+
+    /// A home of its own with these records.
+    async fn fleet(records: &[(&str, PodRecord)]) -> (tempfile::TempDir, Fleet) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fleet = Fleet::new(&Home::open(folder.path().join("home")).expect("a home"), &Timing::default());
+        for (name, record) in records {
+            assert!(fleet.adopt(name, record.clone()).await.expect("written"));
+        }
+        (folder, fleet)
+    }
+
+    fn running(intent: &str, price: f64) -> PodRecord {
+        let mut record = open(intent);
+        record.known.phase = Phase::Placed;
+        record.known.pod_id = Some(format!("id-{intent}"));
+        record.known.status = Some(PodStatus::Running);
+        (record.known.cost_per_hour, record.known.price_per_hour) = (price, price);
+        record
+    }
+
+    #[tokio::test]
+    async fn a_lost_record_comes_back_beside_the_one_that_has_its_name() {
+        let (_folder, fleet) = fleet(&[("comfy", open("second"))]).await;
+        assert!(fleet.restore("comfy", open("first")).await.expect("written"));
+        let keys: Vec<_> = fleet.read().expect("records").into_keys().collect();
+        assert_eq!(keys, ["comfy", "comfy~first"]);
+        // One whose pod is known there already is there.
+        assert!(fleet.restore("comfy", running("third", 0.1)).await.expect("written"));
+        assert!(!fleet.restore("comfy", running("third", 0.1)).await.expect("not written"));
+    }
+
+    /// What it has cost since the books were last written is claimed with the rest.
+    #[tokio::test]
+    async fn more_time_counts_from_where_the_cost_was_counted() {
+        let (hour, now) = (SignedDuration::from_hours(1), Timestamp::now());
+        let (counted_at, expires_at) = (later(now, -hour * 3), later(now, SignedDuration::from_mins(1)));
+        let mut record = running("one", 1.0);
+        record.wanted.requested_at = counted_at;
+        record.known.created_at = Some(counted_at);
+        record.known.cost_counted_at = Some(counted_at);
+        record.known.expires_at = Some(expires_at);
+        let (_folder, fleet) = fleet(&[("comfy", record)]).await;
+        // Of three hours at least one and a half lie in one day, whenever this runs.
+        let limits = Limits { max_usd_per_day: 1.4, ..Limits::default() };
+        let until = later(expires_at, SignedDuration::from_mins(5));
+        let refused = fleet.want_extended("one", until, &limits).await.expect("written");
+        assert!(matches!(refused, Changed::OverCap(OverCap::Day { .. })), "{refused:?}");
     }
 
     #[test]

@@ -48,6 +48,9 @@ const ADOPTED_LIVES_AT_LEAST: SignedDuration = SignedDuration::from_mins(15);
 /// No create could have asked for more, whatever stands in the pod's environment.
 const ADOPTED_LIVES_AT_MOST: SignedDuration = SignedDuration::from_hours(24);
 const LOST_PODS_LOOKED_FOR_EVERY: Duration = Duration::from_secs(300);
+/// How long a pod's task waits for the lock over the records: its deadline may come meanwhile, and what couldn't be
+/// written is written with the next step.
+const LONGEST_WAIT_FOR_PODS: Duration = Duration::from_secs(2);
 /// How long a lock may be held by somebody who only looks at it.
 const LONGEST_LOOK: Duration = Duration::from_millis(300);
 
@@ -114,8 +117,10 @@ pub async fn run(options: KeeperOptions) -> Result<Ended, StateError> {
     state::sweep_temporary_files(&options.home.ssh());
     let account = options.key.as_ref().map(|key| account_of(&options.origin, key));
     let provider = options.key.map(|key| (options.connect)(key));
+    let impatient =
+        Timing { state_lock: options.timing.state_lock.min(LONGEST_WAIT_FOR_PODS), ..options.timing.clone() };
     let keeper = Arc::new(Keeper {
-        fleet: Fleet::new(&options.home, &options.timing),
+        fleet: Fleet::new(&options.home, &impatient),
         volumes: Volumes::new(&options.home, &options.timing),
         audit: Audit::new(&options.home),
         tunnels: Tunnels::new(&options.home, &options.timing),
@@ -356,7 +361,7 @@ impl Keeper {
             return Ok(());
         }
         // A record that was closed too early: a pod that was to end still is.
-        let was_to_end = of_this_pod.any(|record| record.wanted.state == WantedState::Gone);
+        let was_to_end = of_this_pod.any(PodRecord::is_ending);
         let (name, intent) = pod
             .name
             .strip_prefix("autopod-")

@@ -19,6 +19,7 @@ use autopod_mcp::timing::Timing;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use serde_json::json;
+use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,14 @@ struct Liar {
     lie: Lie,
     /// How far its clock is from the right one.
     ahead: SignedDuration,
+    silence: Silence,
+}
+
+/// While the test holds one for writing, no question of that kind is answered.
+#[derive(Debug, Default, Clone)]
+pub struct Silence {
+    pub lists: Arc<RwLock<()>>,
+    pub pages: Arc<RwLock<()>>,
 }
 
 impl Liar {
@@ -60,11 +69,13 @@ impl GpuProvider for Liar {
     }
     async fn pod(&self, id: &str) -> Result<Stamped<Pod>, ProviderError> {
         let mut answer = self.told(self.honest.pod(id).await?);
+        drop(self.silence.pages.read().await);
         self.bent(&mut answer.value, &mut answer.date);
         Ok(answer)
     }
     async fn pods(&self) -> Result<Stamped<Vec<Pod>>, ProviderError> {
         let mut answer = self.told(self.honest.pods().await?);
+        drop(self.silence.lists.read().await);
         for pod in &mut answer.value {
             self.bent(pod, &mut answer.date);
         }
@@ -107,14 +118,15 @@ impl GpuProvider for Liar {
 }
 
 /// A keeper in this process that hears `lie`.
-struct Lied {
-    house: House,
+pub struct Lied {
+    pub house: House,
+    pub silence: Silence,
     stop: CancellationToken,
     keeper: JoinHandle<Result<Ended, StateError>>,
 }
 
 impl Lied {
-    async fn to(house: House, lie: impl Fn(&mut Pod, &mut Option<Timestamp>) + Send + Sync + 'static) -> Self {
+    pub async fn to(house: House, lie: impl Fn(&mut Pod, &mut Option<Timestamp>) + Send + Sync + 'static) -> Self {
         Self::with_clock(house, lie, SignedDuration::ZERO).await
     }
 
@@ -126,35 +138,39 @@ impl Lied {
         let stop = CancellationToken::new();
         let honest = app::connect(Some(&house.home()), house.sandbox.url(), "autopod-keeper").expect("a connection");
         let lie: Lie = Arc::new(lie);
+        let silence = Silence::default();
+        let quiet = silence.clone();
         let options = KeeperOptions {
             home: house.home(),
             timing: Timing::quick(),
             origin: house.origin(),
             key: Some(SecretString::from(house.sandbox.key().to_owned())),
-            connect: Arc::new(move |key| Arc::new(Liar { honest: honest(key), lie: lie.clone(), ahead })),
+            connect: Arc::new(move |key| {
+                Arc::new(Liar { honest: honest(key), lie: lie.clone(), ahead, silence: quiet.clone() })
+            }),
             on_key: Arc::new(|_| {}),
             ssh_environment: house.environment(),
             stop: stop.clone(),
         };
         let keeper = tokio::spawn(keeper::run(options));
-        Self { house, stop, keeper }
+        Self { house, silence, stop, keeper }
     }
 
-    async fn wish(&self, name: &str, lifetime: SignedDuration) {
+    pub async fn wish(&self, name: &str, lifetime: SignedDuration) {
         let made =
             self.house.fleet().ensure(name, self.house.wish(lifetime), &Limits::default()).await.expect("a record");
         assert!(matches!(made, Ensured::New(_)), "{made:?}");
     }
 
-    async fn placed(&self, name: &str) -> PodRecord {
+    pub async fn placed(&self, name: &str) -> PodRecord {
         until("a placed pod", async || self.house.fleet().get(name).ok()?.filter(|r| r.known.pod_id.is_some())).await
     }
 
-    async fn closed(&self, name: &str) -> PodRecord {
+    pub async fn closed(&self, name: &str) -> PodRecord {
         until("a closed record", async || self.house.fleet().get(name).ok()?.filter(|r| !r.is_open())).await
     }
 
-    async fn end(self) {
+    pub async fn end(self) {
         self.stop.cancel();
         tokio::time::timeout(Duration::from_secs(60), self.keeper).await.expect("an end").expect("no panic").ok();
         self.house.end().await;

@@ -32,6 +32,7 @@ mod keeper_records;
 mod keeper_sshd;
 mod keeper_support;
 mod keeper_tunnels;
+mod keeper_waits;
 mod kill_steps;
 mod outages;
 mod pods_control;

@@ -334,10 +334,12 @@ impl PodRecord {
     /// Like [`Self::learn`], and a pod that is not what was asked for is to end: prices in a catalog may be old, and a
     /// data center is only a preference to the provider.
     pub fn learn_and_judge(&mut self, pod: &Pod, now: Timestamp) {
-        let is_first_price = self.known.price_per_hour <= 0.0;
+        // A start may change the price, and its answer may have been lost.
+        let is_new_price = self.known.price_per_hour <= 0.0 || self.known.status == Some(PodStatus::Exited);
+        let is_charged = pod.status != PodStatus::Exited;
         self.learn(pod, now);
         if let Some(most) = self.wanted.max_price_per_hour
-            && is_first_price
+            && (is_new_price && is_charged)
             && pod.cost_per_hour > most + LEAST_TOO_MUCH
         {
             self.end_because(format!(
@@ -429,5 +431,56 @@ impl Reached {
                 self.container.get_or_insert(now);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Cloud;
+
+    fn told(status: PodStatus, cost_per_hour: f64) -> Pod {
+        Pod {
+            id: "p1".to_owned(),
+            name: "autopod-comfy-intent".to_owned(),
+            status,
+            actions: Vec::new(),
+            image: "image".to_owned(),
+            gpu: None,
+            gpu_count: 1,
+            cloud: Some(Cloud::Secure),
+            data_center: None,
+            disk_gb: 40,
+            volume: None,
+            ports: Vec::new(),
+            env: BTreeMap::new(),
+            cost_per_hour,
+            created_at: None,
+            started_at: None,
+            ssh: None,
+            has_ssh_proxy: false,
+            uptime_seconds: None,
+            registry: None,
+            cuda: None,
+            locked: false,
+        }
+    }
+
+    #[test]
+    fn the_price_after_a_start_is_judged_though_its_answer_was_lost() {
+        let request = PodRequest::for_tests();
+        let mut record = PodRecord::new("intent".to_owned(), request, Vec::new(), SignedDuration::from_hours(1));
+        record.wanted.max_price_per_hour = Some(0.5);
+        let now = Timestamp::now();
+        for (status, price) in [(PodStatus::Running, 0.4), (PodStatus::Exited, 0.4), (PodStatus::Exited, 0.9)] {
+            record.learn_and_judge(&told(status, price), now);
+            assert!(!record.is_ending(), "{status:?} at {price}");
+        }
+        let mut cheap = record.clone();
+        cheap.learn_and_judge(&told(PodStatus::Running, 0.5), now);
+        assert!(!cheap.is_ending());
+        record.learn_and_judge(&told(PodStatus::Provisioning, 0.9), now);
+        let cause = record.known.ending_cause.expect("an ending");
+        assert_eq!(cause, "it costs $0.90/h, more than the $0.50/h that were allowed");
     }
 }

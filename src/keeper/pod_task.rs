@@ -1,13 +1,14 @@
 //! One pod's life: journaled, POSTed once, looked for when the answer was unclear, followed, ended in time.
 
 mod acting;
+mod caps;
 mod ending;
 mod placing;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -29,6 +30,8 @@ struct PodTask {
     lifetime: Lifetime,
     /// As it was last read or written: while the file can't be read or has lost it, nothing else knows of the pod.
     last: Option<PodRecord>,
+    /// Since when it is being ended, whether the disk took that or not.
+    ending_begun: Option<Instant>,
     /// A pod that exists and that the disk didn't take: the only trace of it, so it is followed and ended from here.
     unrecorded: Option<(Pod, Timestamp)>,
     /// The account whose key last showed us the pod.
@@ -47,6 +50,7 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
         backoff,
         lifetime: Lifetime::start(),
         last: None,
+        ending_begun: None,
         unrecorded: None,
         seen_by: None,
     };
@@ -95,17 +99,7 @@ impl PodTask {
             return;
         };
         if let Some(cause) = self.reason_to_end(&record) {
-            if record.known.ending_since.is_none() {
-                self.know(|record| {
-                    record.known.ending_since = Some(Timestamp::now());
-                    record.known.ending_cause = Some(cause.to_owned());
-                })
-                .await;
-                self.note("ending", json!({ "cause": cause }));
-                steps::reached("keeper: ending decided");
-                // An ending doesn't wait for the next poll.
-                self.next_call = Instant::now();
-            }
+            self.begin_ending(&record, cause).await;
             if self.may_call() {
                 self.end(&*provider, record).await;
             }
@@ -123,6 +117,20 @@ impl PodTask {
                 },
                 Phase::Refused | Phase::Gone => {}
             }
+        }
+    }
+
+    async fn begin_ending(&mut self, record: &PodRecord, cause: &'static str) {
+        if record.known.ending_since.is_none() {
+            self.know(|record| record.end_because(cause.to_owned())).await;
+        }
+        if self.ending_begun.is_none() {
+            self.ending_begun = Some(Instant::now());
+            let cause = record.known.ending_cause.clone().unwrap_or_else(|| cause.to_owned());
+            self.note("ending", json!({ "cause": cause }));
+            steps::reached("keeper: ending decided");
+            // An ending doesn't wait for the next poll.
+            self.next_call = Instant::now();
         }
     }
 
@@ -157,8 +165,11 @@ impl PodTask {
         self.keeper.fleet.read().is_ok_and(|records| records.values().any(due))
     }
 
+    /// By the clock that nobody can set, too: the pod was asked for before this task or its POST began.
     fn may_lag(&self, record: &PodRecord) -> bool {
-        record.may_lag(self.keeper.timing.provider_lag)
+        let lag = self.keeper.timing.provider_lag;
+        let over = SignedDuration::try_from(lag).is_ok_and(|lag| self.lifetime.is_over(lag));
+        record.may_lag(lag) && !over
     }
 
     fn may_call(&self) -> bool {
@@ -177,10 +188,15 @@ impl PodTask {
     }
 
     fn succeeded<T>(&mut self, answer: &Stamped<T>) -> Timestamp {
-        self.backoff = self.keeper.timing.backoff_first;
         if let Some(date) = answer.date {
             self.keeper.clock.heard(date);
         }
+        self.calm_down()
+    }
+
+    /// The provider's time, after an answer whose date was heard.
+    fn calm_down(&mut self) -> Timestamp {
+        self.backoff = self.keeper.timing.backoff_first;
         self.keeper.clock.now()
     }
 
@@ -189,23 +205,31 @@ impl PodTask {
     async fn follow(&mut self, provider: &dyn GpuProvider, record: PodRecord) {
         let Some(id) = record.known.pod_id.clone() else { return };
         let listed = tokio::select! {
-            listed = self.keeper.snapshot.get(provider, self.keeper.timing.pod_poll_waiting / 2) => listed,
+            listed = self.list(provider) => listed,
             () = self.until_ending() => return,
         };
         let listed = match listed {
             Ok(listed) => listed,
             Err(error) => return self.trouble(&error).await,
         };
-        let now = self.succeeded(&listed);
+        let now = self.calm_down();
         match listed.value.iter().find(|pod| pod.id == id && pod.status != PodStatus::Terminated) {
             Some(pod) => self.learn(pod.clone(), now).await,
             None => self.look_at_its_own_page(provider, &id, &record).await,
         }
     }
 
+    async fn list(&self, provider: &dyn GpuProvider) -> Result<Arc<Stamped<Vec<Pod>>>, ProviderError> {
+        self.keeper.snapshot.get(provider, &self.keeper.clock, self.keeper.timing.pod_poll_waiting / 2).await
+    }
+
     /// The list lacks it, which may be lag; that it is gone is proven by both.
     async fn look_at_its_own_page(&mut self, provider: &dyn GpuProvider, id: &str, record: &PodRecord) {
-        match provider.pod(id).await {
+        let page = tokio::select! {
+            page = provider.pod(id) => page,
+            () = self.until_ending() => return,
+        };
+        match page {
             Ok(answer) if answer.value.status != PodStatus::Terminated => {
                 let now = self.succeeded(&answer);
                 self.learn(answer.value, now).await;
@@ -226,7 +250,7 @@ impl PodTask {
             let ending = match self.record() {
                 Ok(Some(record)) => self.reason_to_end(&record).is_some(),
                 Ok(None) => true,
-                Err(_) => false,
+                Err(_) => self.remembered().is_some_and(|record| self.reason_to_end(&record).is_some()),
             };
             if ending || self.keeper.stop.is_cancelled() {
                 return;
@@ -245,12 +269,23 @@ impl PodTask {
         self.seen_by = self.keeper.account.borrow().clone();
         let settled = pod.status == PodStatus::Exited || pod.status == PodStatus::Running && pod.ssh.is_some();
         let timing = &self.keeper.timing;
-        self.call_again_in(if settled { timing.pod_poll_settled } else { timing.pod_poll_waiting });
+        self.call_again_in(match settled {
+            // A second witness for the provider's clock, on which deadlines hang.
+            _ if self.keeper.clock.is_in_doubt() => timing.backoff_first,
+            true => timing.pod_poll_settled,
+            false => timing.pod_poll_waiting,
+        });
+        let reserved = self.reserved_per_hour();
         self.know(move |record| {
             record.learn_and_judge(&pod, now);
             record.known.problem = None;
         })
         .await;
+        self.keep_within_caps(reserved).await;
+    }
+
+    fn reserved_per_hour(&self) -> f64 {
+        self.last.as_ref().map_or(0.0, PodRecord::reserved_per_hour)
     }
 
     async fn trouble(&mut self, error: &ProviderError) {
@@ -276,7 +311,7 @@ impl PodTask {
         else {
             return false;
         };
-        match self.keeper.fleet.adopt(&self.name, record).await {
+        match self.keeper.fleet.restore(&self.name, record).await {
             Ok(restored) => {
                 tracing::warn!(pod = self.name, restored, "its record has left the file");
                 restored

@@ -210,7 +210,10 @@ impl VolumeTask {
 
     /// Looks for what an unclear create made.
     async fn search(&mut self, record: &VolumeRecord, listed: Stamped<Vec<Volume>>) {
-        let now = listed.date.unwrap_or_else(Timestamp::now);
+        if let Some(date) = listed.date {
+            self.keeper.clock.heard(date);
+        }
+        let now = self.keeper.clock.now();
         if let Some(volume) = listed.value.into_iter().find(|volume| record.may_be(volume)) {
             self.placed(volume, "volume_adopted").await;
             return;

@@ -12,6 +12,9 @@ use crate::steps;
 /// How long a provider that can't be reached is tried: a pod that starts long after it was asked for is a surprise.
 const TRY_FOR: SignedDuration = SignedDuration::from_mins(3);
 
+/// A start or restart that lay about for longer, its keeper dead or the machine asleep, is nobody's wish any more.
+const ASKED_FOR_WITHIN: SignedDuration = SignedDuration::from_mins(15);
+
 impl PodTask {
     pub(super) async fn act(&mut self, provider: &dyn GpuProvider, record: PodRecord, wish: ActionWish) {
         let Some(id) = record.known.pod_id.clone() else { return };
@@ -20,21 +23,16 @@ impl PodTask {
             self.settle(ActionState::Unclear, Some("the keeper died before the answer came".to_owned())).await;
             return;
         }
-        let (id_of_wish, action) = (wish.id.clone(), wish.action);
-        let journaled = self
-            .know(move |record| {
-                // A stopped pod has no address; the one that its stop found is what a start changes.
-                let earlier = record.known.action.take().and_then(|action| action.ssh_before);
-                record.known.action = Some(ActionKnown {
-                    id: id_of_wish,
-                    action,
-                    state: ActionState::Sent,
-                    problem: None,
-                    gpu_before: record.known.gpu.clone(),
-                    ssh_before: record.known.ssh.clone().or(earlier),
-                });
-            })
-            .await;
+        let asked_for = Timestamp::now().duration_since(wish.requested_at);
+        if wish.action != PodAction::Stop && asked_for > ASKED_FOR_WITHIN {
+            let problem =
+                format!("it was asked for {} minutes ago and not sent in time; ask again", asked_for.as_mins());
+            self.journal_action(&wish).await;
+            self.settle(ActionState::Refused, Some(problem)).await;
+            return;
+        }
+        let action = wish.action;
+        let journaled = self.journal_action(&wish).await;
         if !journaled || self.keeper.stop.is_cancelled() {
             self.back_off();
             self.forget_action().await;
@@ -47,7 +45,7 @@ impl PodTask {
             // A pod that is to end waits for no answer.
             () = self.until_ending() => return,
         };
-        self.keeper.snapshot.forget().await;
+        self.keeper.snapshot.forget();
         match answer {
             Ok(answer) => {
                 steps::reached("keeper: action answered");
@@ -59,9 +57,27 @@ impl PodTask {
         }
     }
 
+    /// The wish is never sent again from here on, whatever comes of it.
+    async fn journal_action(&mut self, wish: &ActionWish) -> bool {
+        let (id, action) = (wish.id.clone(), wish.action);
+        self.know(move |record| {
+            // A stopped pod has no address; the one that its stop found is what a start changes.
+            let earlier = record.known.action.take().and_then(|action| action.ssh_before);
+            record.known.action = Some(ActionKnown {
+                id,
+                action,
+                state: ActionState::Sent,
+                problem: None,
+                gpu_before: record.known.gpu.clone(),
+                ssh_before: record.known.ssh.clone().or(earlier),
+            });
+        })
+        .await
+    }
+
     async fn acted(&mut self, pod: Pod, now: Timestamp, action: PodAction) {
         self.call_again_in(self.keeper.timing.pod_poll_waiting);
-        let price = pod.cost_per_hour;
+        let (price, reserved) = (pod.cost_per_hour, self.reserved_per_hour());
         self.know(move |record| {
             record.learn_and_judge(&pod, now);
             record.known.problem = None;
@@ -76,6 +92,7 @@ impl PodTask {
             }
         })
         .await;
+        self.keep_within_caps(reserved).await;
         self.settle(ActionState::Done, None).await;
     }
 

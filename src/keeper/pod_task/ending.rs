@@ -1,5 +1,7 @@
 //! Ending a pod: DELETE until both the pod's own page and the list prove it gone.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -37,11 +39,19 @@ impl PodTask {
                 if answer.value {
                     self.gone("").await;
                 } else {
-                    self.call_again_in(self.keeper.timing.record_poll * 5);
+                    self.call_again_in(self.until_next_proof());
                 }
             }
             Err(error) => self.trouble(&error).await,
         }
+    }
+
+    /// Soon at first; where it takes long, the provider isn't asked more often than for a pod that starts.
+    fn until_next_proof(&self) -> Duration {
+        let timing = &self.keeper.timing;
+        let soon = timing.record_poll * 5;
+        let for_long = self.ending_begun.map_or(timing.pod_poll_waiting, |begun| begun.elapsed());
+        (for_long / 4).clamp(soon, timing.pod_poll_waiting.max(soon))
     }
 
     /// Closes the record. What it cost is counted to this moment by the provider's clock.

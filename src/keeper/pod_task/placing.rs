@@ -8,7 +8,9 @@ use serde_json::json;
 
 use super::PodTask;
 use crate::errors::chain;
-use crate::fleet::{Attempt, ENV_EXPIRES_AT, ENV_OWNER, EnvValue, HomeIdentity, Phase, PodRecord, later};
+use crate::fleet::{
+    Attempt, ENV_EXPIRES_AT, ENV_OWNER, EnvValue, HomeIdentity, Phase, PodRecord, TURNS_UP_WITHIN, later,
+};
 use crate::keeper::clocks::Lifetime;
 use crate::provider::{GpuProvider, Pod, PodSpec, ProviderError};
 use crate::steps;
@@ -19,6 +21,9 @@ const TRY_FOR: SignedDuration = SignedDuration::from_mins(3);
 
 /// A wish that lay about for longer, its keeper dead or the machine asleep, is nobody's wish any more.
 const ASKED_FOR_WITHIN: SignedDuration = SignedDuration::from_mins(15);
+
+/// What a deadline may be wrong by.
+const LEAST_CORRECTION: SignedDuration = SignedDuration::from_secs(60);
 
 /// What looking for a pod by its name came to.
 #[derive(PartialEq, Eq)]
@@ -75,11 +80,14 @@ impl PodTask {
         steps::reached("keeper: create journaled");
         // The pod is made now, if at all.
         self.lifetime = Lifetime::start();
+        let posted_at = self.keeper.clock.now();
         match provider.create_pod(&spec).await {
             Ok(answer) => {
                 steps::reached("keeper: create answered");
                 let now = self.succeeded(&answer);
+                let believed = later(posted_at, self.lifetime.elapsed());
                 self.found(answer.value, now).await;
+                self.correct_deadline(now.duration_since(believed)).await;
                 steps::reached("keeper: create recorded");
             }
             Err(error) => self.not_created(error, candidate.gpu).await,
@@ -95,6 +103,7 @@ impl PodTask {
             record.learn_and_judge(&learnt, now);
             record.known.problem = None;
         };
+        let reserved = self.reserved_per_hour();
         match self.keeper.fleet.know(&self.intent, change).await {
             Ok(Some(record)) => {
                 let facts = json!({
@@ -103,6 +112,7 @@ impl PodTask {
                 });
                 self.last = Some(record);
                 self.note("pod_found", facts);
+                self.keep_within_caps(reserved).await;
             }
             Ok(None) => {
                 tracing::error!(pod = pod.id, "a new pod's record has left the file");
@@ -112,6 +122,16 @@ impl PodTask {
                 tracing::error!(pod = pod.id, error = %chain(&error), "a new pod can't be recorded; trying again");
                 self.unrecorded = Some((pod, now));
             }
+        }
+    }
+
+    /// The provider's answer told another time than the deadline was set by: it is as far away as before.
+    async fn correct_deadline(&mut self, by: SignedDuration) {
+        if by.abs() > LEAST_CORRECTION {
+            self.know(move |record| {
+                record.known.expires_at = record.known.expires_at.map(|expires_at| later(expires_at, by));
+            })
+            .await;
         }
     }
 
@@ -178,11 +198,11 @@ impl PodTask {
     /// Looks for the pod by its unique name.
     pub(super) async fn search(&mut self, provider: &dyn GpuProvider, record: &PodRecord) -> Search {
         let cloud_name = record.cloud_name(&self.name);
-        match provider.pods().await {
+        match self.list(provider).await {
             Ok(listed) => {
-                let now = self.succeeded(&listed);
-                let mut ours = listed.value.into_iter().filter(|pod| pod.name == cloud_name);
-                if let Some(pod) = ours.next() {
+                let now = self.calm_down();
+                let mut ours = listed.value.iter().filter(|pod| pod.name == cloud_name);
+                if let Some(pod) = ours.next().cloned() {
                     if ours.next().is_some() {
                         // Something between us and the provider sent the request twice.
                         self.keeper.pods_may_be_lost.send_replace(true);
@@ -191,7 +211,9 @@ impl PodTask {
                     self.found(pod, now).await;
                     return Search::Found;
                 }
-                self.call_again_in(self.keeper.timing.pod_poll_waiting);
+                let timing = &self.keeper.timing;
+                let is_young = record.lacked_for() < TURNS_UP_WITHIN;
+                self.call_again_in(if is_young { timing.pod_poll_waiting } else { timing.pod_poll_settled });
                 if !self.may_prove_absence() {
                     return Search::Failed;
                 }
@@ -210,7 +232,7 @@ impl PodTask {
         }
     }
 
-    async fn spec(&self, provider: &dyn GpuProvider, record: &PodRecord, gpu: &str) -> Result<PodSpec, String> {
+    async fn spec(&mut self, provider: &dyn GpuProvider, record: &PodRecord, gpu: &str) -> Result<PodSpec, String> {
         let request = &record.wanted.request;
         let (home, timing) = (self.keeper.home.clone(), self.keeper.timing.clone());
         // It may wait for a lock.
@@ -223,9 +245,7 @@ impl PodTask {
         // that may not read them is no reason to fail.
         let mut keys = match provider.ssh_keys().await {
             Ok(keys) => {
-                if let Some(date) = keys.date {
-                    self.keeper.clock.heard(date);
-                }
+                self.succeeded(&keys);
                 keys.value
             }
             Err(error) => {

@@ -113,12 +113,19 @@ impl Tool for TerminatePod {
         if let Some(whose) = foreign(services, &found)? {
             confirm(context, &waiting, &found, whose, input.allow_unmanaged, input.confirm_pod_id.as_deref()).await?;
         }
-        let (name, written) = wish_gone(services, &found).await;
+        let name = found.name.clone();
+        // Both wait for the same lock, which somebody may hold on to; then the pod is ended without them.
+        let patience = services.timing.keeper_takes_ending;
+        let (written, tunnels) = tokio::join!(
+            tokio::time::timeout(patience, wish_gone(services, &found)),
+            tokio::time::timeout(patience, want_tunnels_closed(services, &name, found.pod_id())),
+        );
+        let held = || ToolError::failed(format!("another process held the records for more than {patience:?}"));
+        let (written, tunnels) = (written.unwrap_or_else(|_| Err(held())), tunnels.unwrap_or_default());
         let facts =
             json!({ "pod": name, "pod_id": found.pod_id(), "intent": written.as_ref().ok(), "cause": "asked for" });
         services.audit.note(Actor::Tool(Self::NAME), "terminate_wanted", facts);
         steps::reached("caller: terminate wanted");
-        let tunnels = want_tunnels_closed(services, &name, found.pod_id()).await;
         // A keeper that hangs takes longer to be replaced than a pod may wait for its end, so this goes on beside it.
         let waking = tokio::spawn({
             let services = services.clone();
@@ -249,22 +256,19 @@ async fn confirm(
 }
 
 /// Marks the record, making one for a pod that has none; the intent it stands under.
-async fn wish_gone(services: &Services, found: &Found) -> (String, Result<String, ToolError>) {
-    let written = async {
-        if let Some(record) = &found.record {
-            services.fleet.want_gone(&record.intent).await?;
-            return Ok(record.intent.clone());
-        }
-        let Some(pod) = &found.pod else { return Err(ToolError::not_found("there is no such pod")) };
-        let mut record = PodRecord::of_existing(pod, new_intent(), SignedDuration::ZERO);
-        record.wanted.state = WantedState::Gone;
-        let intent = record.intent.clone();
-        match services.fleet.adopt(&found.name, record).await? {
-            true => Ok(intent),
-            false => Err(ToolError::failed("another record of this pod was written at the same moment")),
-        }
-    };
-    (found.name.clone(), written.await)
+async fn wish_gone(services: &Services, found: &Found) -> Result<String, ToolError> {
+    if let Some(record) = &found.record {
+        services.fleet.want_gone(&record.intent).await?;
+        return Ok(record.intent.clone());
+    }
+    let Some(pod) = &found.pod else { return Err(ToolError::not_found("there is no such pod")) };
+    let mut record = PodRecord::of_existing(pod, new_intent(), SignedDuration::ZERO);
+    record.wanted.state = WantedState::Gone;
+    let intent = record.intent.clone();
+    match services.fleet.adopt(&found.name, record).await? {
+        true => Ok(intent),
+        false => Err(ToolError::failed("another record of this pod was written at the same moment")),
+    }
 }
 
 enum Outcome {
@@ -370,6 +374,7 @@ fn cancelled(record: &PodRecord, gone: bool) -> Option<String> {
         return None;
     }
     match gone {
+        true if record.known.phase == Phase::Refused => Some("its create was refused before it made a pod".to_owned()),
         true => never_seen(record).map(str::to_owned),
         false if record.is_unknown() => Some(row::cancelled(record)),
         false => Some("its create stops before the next attempt".to_owned()),
