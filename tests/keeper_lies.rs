@@ -14,7 +14,7 @@ use autopod_mcp::provider::{
     Cloud, GpuProvider, GpuType, LogLimits, LogPage, LogQuery, LogStream, Pod, PodAction, PodBill, PodSpec,
     ProviderError, Stamped, Volume, VolumeSpec,
 };
-use autopod_mcp::state::StateError;
+use autopod_mcp::state::{Lock, StateError};
 use autopod_mcp::timing::Timing;
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
@@ -243,7 +243,10 @@ async fn a_deadline_is_kept_though_the_records_cannot_be_read() {
     lied.wish("unread", SignedDuration::from_secs(6)).await;
     lied.placed("unread").await;
     let text = r#"{"schema": 2, "revision": 7, "entries": {}}"#;
+    // Whoever writes holds the lock, or a change that was begun before would end in its place.
+    let lock = Lock::take(&lied.house.home().lock("state"), Duration::from_secs(5)).expect("the lock");
     std::fs::write(lied.house.home.join("pods.json"), text).expect("written");
+    drop(lock);
     lied.house.until_none_alive("the deadline").await;
     assert_eq!(std::fs::read_to_string(lied.house.home.join("pods.json")).expect("the file"), text);
     lied.end().await;
