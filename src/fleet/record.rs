@@ -381,10 +381,15 @@ impl PodRecord {
         known.gpu = pod.gpu.clone().or(known.gpu.take());
         known.ssh = pod.ssh.clone();
         known.reached.follow(pod.status, now);
-        if known.expires_at.is_none() {
+    }
+
+    /// Sets the deadline of a pod that was made before the provider told its time, which is `now`. Until then our own
+    /// clock counts.
+    pub fn set_deadline(&mut self, now: Timestamp) {
+        if self.known.expires_at.is_none() {
             // A pod that says it was made in the future lives no longer for it.
-            let from = pod.created_at.unwrap_or(now).min(now);
-            known.expires_at = Some(later(from, SignedDuration::from_secs(self.wanted.lifetime_seconds)));
+            let from = self.known.created_at.unwrap_or(now).min(now);
+            self.known.expires_at = Some(later(from, self.lifetime()));
         }
     }
 

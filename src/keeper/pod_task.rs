@@ -36,6 +36,8 @@ struct PodTask {
     unrecorded: Option<(Pod, Timestamp)>,
     /// The account whose key last showed us the pod.
     seen_by: Option<String>,
+    /// The provider was asked once more for a time that was far from ours.
+    asked_for_time: bool,
 }
 
 /// Goes on until the pod is proven gone or refused, or the keeper stops.
@@ -53,6 +55,7 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
         ending_begun: None,
         unrecorded: None,
         seen_by: None,
+        asked_for_time: false,
     };
     // A POST that was under way when the last keeper died has an outcome that nobody read.
     task.know(|record| {
@@ -276,8 +279,12 @@ impl PodTask {
             false => timing.pod_poll_waiting,
         });
         let reserved = self.reserved_per_hour();
+        let is_told = self.keeper.clock.told().is_some();
         self.know(move |record| {
             record.learn_and_judge(&pod, now);
+            if is_told {
+                record.set_deadline(now);
+            }
             record.known.problem = None;
         })
         .await;

@@ -57,6 +57,12 @@ impl PodTask {
                 return;
             }
         };
+        // A time that is far from ours is heard a second time before anything hangs on it.
+        if self.keeper.clock.is_in_doubt() && !self.asked_for_time {
+            self.asked_for_time = true;
+            self.call_again_in(self.keeper.timing.backoff_first);
+            return;
+        }
         // Asking for the account's keys told the provider's time, as a rule; else the pod itself tells when it was made.
         let expires_at = self.keeper.clock.told().map(|now| later(now, record.lifetime()));
         let journaled = self
@@ -80,14 +86,16 @@ impl PodTask {
         steps::reached("keeper: create journaled");
         // The pod is made now, if at all.
         self.lifetime = Lifetime::start();
-        let posted_at = self.keeper.clock.now();
+        let posted_at = self.keeper.clock.told();
         match provider.create_pod(&spec).await {
             Ok(answer) => {
                 steps::reached("keeper: create answered");
                 let now = self.succeeded(&answer);
-                let believed = later(posted_at, self.lifetime.elapsed());
+                let elapsed = self.lifetime.elapsed();
                 self.found(answer.value, now).await;
-                self.correct_deadline(now.duration_since(believed)).await;
+                if let Some(posted_at) = posted_at {
+                    self.correct_deadline(now.duration_since(later(posted_at, elapsed))).await;
+                }
                 steps::reached("keeper: create recorded");
             }
             Err(error) => self.not_created(error, candidate.gpu).await,
@@ -99,8 +107,12 @@ impl PodTask {
     pub(super) async fn found(&mut self, pod: Pod, now: Timestamp) {
         self.seen_by = self.keeper.account.borrow().clone();
         let learnt = pod.clone();
+        let is_told = self.keeper.clock.told().is_some();
         let change = move |record: &mut PodRecord| {
             record.learn_and_judge(&learnt, now);
+            if is_told {
+                record.set_deadline(now);
+            }
             record.known.problem = None;
         };
         let reserved = self.reserved_per_hour();
