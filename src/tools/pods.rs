@@ -30,6 +30,9 @@ pub use logs::{PodLogs, follow_pod_logs};
 pub use reach::reach_pod;
 pub use terminate::TerminatePod;
 
+/// As many are named where one has to be chosen.
+const MOST_NAMES: usize = 20;
+
 /// A pod as it was found: in our records, at the provider, or in both.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
@@ -151,8 +154,12 @@ fn names(everything: &[Found]) -> String {
     if everything.is_empty() {
         return "there are no pods; create one with create_pod_with_volume".to_owned();
     }
-    let names: Vec<_> = everything.iter().map(|found| found.name.as_str()).collect();
-    format!("use one of: {}", names.join(", "))
+    let names: Vec<_> = everything.iter().take(MOST_NAMES).map(|found| found.name.as_str()).collect();
+    let more = match everything.len() - names.len() {
+        0 => String::new(),
+        more => format!(" and {more} more (list_pods)"),
+    };
+    format!("use one of: {}{more}", names.join(", "))
 }
 
 /// What became of a pod whose record is closed.

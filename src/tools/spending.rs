@@ -21,6 +21,8 @@ use crate::provider::{PodStatus, ProviderError};
 
 /// Notes of the audit log in a detailed answer.
 const MOST_NOTES: usize = 20;
+/// An account may have thousands.
+const MOST_PODS: usize = 50;
 /// The one cap that isn't an amount of USD.
 const MAX_PODS: &str = "max_pods";
 
@@ -54,7 +56,11 @@ pub struct SpendingOutput {
     /// USD spent today by our own count, and set aside for the rest of today.
     today_usd: f64,
     today_reserved_usd: f64,
+    /// Ours first, then the dearest; at most 50.
     pods: Vec<PodMoney>,
+    /// How many more there are; list_pods shows them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    more_pods: Option<usize>,
     caps: Vec<Cap>,
     /// Creates without a known outcome; their money stays set aside.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -176,6 +182,8 @@ impl Tool for Spending {
         let today_usd: f64 = records.values().map(|record| spent_on(record, today)).sum();
         let pods = pod_rows(&found, &records, HomeIdentity::read(&services.home)?.as_ref(), now);
         let (ours, others) = burn_rates(&pods);
+        let more_pods = pods.len().checked_sub(MOST_PODS).filter(|more| *more > 0);
+        let pods = pods.into_iter().take(MOST_PODS).collect();
         Ok(SpendingOutput {
             burn_rate_per_hour: cents(ours + others),
             others_per_hour: (others > 0.0).then_some(cents(others)),
@@ -185,6 +193,7 @@ impl Tool for Spending {
             caps: caps(&limits, &set_aside, whole_today, volumes.as_ref().ok().copied()),
             unknown: records.iter().filter_map(|(key, record)| unknown(key, record, now)).collect(),
             pods,
+            more_pods,
             volumes_monthly_usd: volumes.ok(),
             open_volumes,
             billed: billed.ok(),
@@ -217,6 +226,7 @@ impl Tool for Spending {
             }
             lines.push(line);
         }
+        lines.extend(output.more_pods.map(|more| format!("And {more} more pods: see list_pods.")));
         for Cap { limit, cap, left, .. } in &output.caps {
             let amount = |value: f64| if *limit == MAX_PODS { format!("{value:.0}") } else { usd(value) };
             lines.extend(left.map(|left| format!("{limit}: {} left of {}", amount(left), amount(*cap))));
@@ -291,7 +301,10 @@ fn pod_rows(
             expires_at: record.filter(|record| record.is_open()).map(PodRecord::expires_at),
         }
     };
-    found.iter().cloned().chain(closed).map(|found| row(&found)).collect()
+    let mut rows: Vec<_> = found.iter().cloned().chain(closed).map(|found| row(&found)).collect();
+    let place = |row: &PodMoney| (row.gone, row.owner != Owner::Ours);
+    rows.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| b.price_per_hour.total_cmp(&a.price_per_hour)));
+    rows
 }
 
 /// USD an hour that are billed now: by the provider's word, else by the record.

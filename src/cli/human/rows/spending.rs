@@ -30,6 +30,7 @@ pub(super) fn spending(answer: &Value) -> String {
         }),
     ];
     lines.push(table(&answer["pods"], &columns, "No pods."));
+    lines.extend(answer["more_pods"].as_u64().map(|more| format!("And {more} more pods: see `pod list`.")));
     let columns = [
         column("LIMIT", |row| text(&row["limit"])),
         column("CAP", |row| amount(row, "cap")),

@@ -19,6 +19,9 @@ pub(super) fn volumes(answer: &Value) -> String {
     let mut lines = vec![table(&answer["volumes"], &columns, "The account has no network volumes.")];
     lines.extend(open_volumes(&answer["open"]));
     lines.push(format!("In all {} a month.", usd(&answer["total_monthly_usd"])));
+    if !answer["next"].is_null() {
+        lines.push(format!("These are not all of {} volumes. {}", text(&answer["total"]), next_line(answer)));
+    }
     lines.extend(answer["warning"].as_str().map(clean));
     lines.join("\n")
 }
