@@ -24,9 +24,13 @@ pub(super) fn pods(answer: &Value) -> String {
             _ => row["problem"].as_str().unwrap_or_default().to_owned(),
         }),
     ];
-    let rows = table(&answer["pods"], &columns, "No pods; nothing is billed for any.");
-    let mut lines = vec![rows];
-    if answer["pods"].as_array().is_some_and(|pods| !pods.is_empty()) {
+    let empty = match (answer["total"].as_u64(), answer["source"].as_str()) {
+        (Some(1..), _) => "No pods on this page.",
+        (_, Some("records")) => "No pods in our records.",
+        _ => "No pods; nothing is billed for any.",
+    };
+    let mut lines = vec![table(&answer["pods"], &columns, empty)];
+    if answer["total"] != 0 {
         lines.push(format!("In all {} an hour.", usd(&answer["burn_rate_per_hour"])));
     }
     if !answer["next"].is_null() {

@@ -16,7 +16,8 @@ pub(super) fn volumes(answer: &Value) -> String {
         column("A MONTH", |row| usd(&row["monthly_usd"])),
         column("PODS", |row| text(&row["pods"])),
     ];
-    let mut lines = vec![table(&answer["volumes"], &columns, "The account has no network volumes.")];
+    let empty = if answer["total"] == 0 { "The account has no network volumes." } else { "No volumes on this page." };
+    let mut lines = vec![table(&answer["volumes"], &columns, empty)];
     lines.extend(open_volumes(&answer["open"]));
     lines.push(format!("In all {} a month.", usd(&answer["total_monthly_usd"])));
     if !answer["next"].is_null() {
