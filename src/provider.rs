@@ -112,6 +112,21 @@ pub enum PodStatus {
     Unknown,
 }
 
+/// The provider's word, as every answer writes it.
+impl std::fmt::Display for PodStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Provisioning => "PROVISIONING",
+            Self::Starting => "STARTING",
+            Self::Running => "RUNNING",
+            Self::Exited => "EXITED",
+            Self::Error => "ERROR",
+            Self::Terminated => "TERMINATED",
+            Self::Unknown => "UNKNOWN",
+        })
+    }
+}
+
 #[derive(Clone)]
 pub struct Pod {
     pub id: String,

@@ -14,6 +14,7 @@ mod spending;
 mod tunnels;
 pub mod volumes;
 mod waiting;
+mod words;
 
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub use error::{ErrorKind, StillBilling, ToolError};
 pub use offer::{Offer, Toolset};
 pub use pods::{follow_pod_logs, reach_pod};
 pub use schema::PATH_MARK;
+pub use words::usd;
 
 /// What a call does to the world; the annotations of every face follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -236,7 +236,7 @@ async fn set_and_unset_hold_values_to_their_rules_and_spare_a_broken_file() {
         (&["set", "limits.max_usd_per_day", "10"], 0, "is 10"),
         (&["set", "limits.max_usd_per_day", "-1"], 2, "0 or more"),
         (&["set", "limits.max_usd_per_day", "inf"], 2, "0 or more"),
-        (&["set", "limits.default_lifetime_minutes", "2000"], 1, "limits.max_lifetime_minutes"),
+        (&["set", "limits.default_lifetime_minutes", "2000"], 2, "limits.max_lifetime_minutes"),
         (&["set", "limits.max_pod", "1"], 2, "limits.max_pods"),
         (&["set", "default_volume_mount", "~/models"], 2, "begins with `/`"),
         (&["set", "default_volume_mount", "/models"], 0, "/models"),

@@ -79,7 +79,7 @@ async fn a_person_is_asked_and_only_a_y_is_a_yes() {
         terminal.shows(&question).await;
         terminal.types(keys);
         assert_eq!(terminal.ended().await, Some(code), "{keys:?}");
-        terminal.shows("confirm_pod_id").await;
+        terminal.shows("--confirm-pod-id").await;
     }
     let mut terminal = Terminal::start(&story, &command);
     terminal.shows(&question).await;

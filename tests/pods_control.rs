@@ -78,11 +78,27 @@ async fn what_the_pod_does_not_allow_is_refused_with_what_it_does() {
     let refused = house.call("control_pod", act("still", "restart")).await;
     assert_eq!(refused.code, 4, "{refused:?}");
     refused.assert_says("is EXITED");
-    refused.assert_says("possible now: start, terminate");
+    refused.assert_says(r#"control_pod {"pod": "still", "action": "start"}, or terminate_pod {"pod": "still"}"#);
     let refused = house.call("control_pod", json!({ "pod": "still", "action": "start", "minutes": 5 })).await;
     assert_eq!(refused.code, 2, "{refused:?}");
     assert_eq!(house.call("control_pod", act("nobody", "start")).await.code, 3);
     assert_eq!(house.asked("podAction"), 1);
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_what_is_in_a_stopped_pod() {
+    let house = stopped("asleep").await;
+    let start = r#"control_pod {"pod": "asleep", "action": "start"}"#;
+    let refused = house.call("start_tunnel", json!({ "pod": "asleep" })).await;
+    assert_eq!(refused.code, 1, "{refused:?}");
+    refused.assert_says("is stopped");
+    refused.assert_says("Still being billed: possibly");
+    refused.assert_says(start);
+    let status = house.ok("comfy_status", json!({ "pod": "asleep" })).await;
+    assert_eq!((&status["next"], &status["still_billing"]), (&json!(start), &json!("possible")), "{status}");
+    let shown = house.ok("get_pod", json!({ "pod": "asleep" })).await;
+    assert_eq!(shown["next"], start, "{shown}");
     house.end().await;
 }
 
@@ -206,7 +222,14 @@ async fn people_control_pods_by_commands() {
         assert!(output.status.success(), "{arguments:?}: {output:?}");
         text
     };
-    assert!(said(&["stop", "byhand"]).await.contains("is stopped"));
+    let stopped = said(&["stop", "byhand"]).await;
+    assert!(
+        stopped.contains("is stopped") && stopped.contains("Next: `pod start byhand`, or `pod kill byhand`"),
+        "{stopped}"
+    );
+    let refused = house.program(&["pod", "exec", "byhand", "--", "true"]).output().await.expect("the program");
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.contains("see `pod info byhand`"), "{refused}");
     let listed = said(&["pod", "list"]).await;
     assert!(listed.contains("EXITED") && listed.contains("BILLED"), "{listed}");
     assert!(said(&["pod", "start", "byhand"]).await.contains("is running"));

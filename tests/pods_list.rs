@@ -65,6 +65,17 @@ async fn many_pods_come_in_pages() {
     let rows = [&first, &second].into_iter().flat_map(|page| page["pods"].as_array().expect("rows"));
     let ids: BTreeSet<_> = rows.map(|row| row["pod_id"].to_string()).collect();
     assert_eq!(ids.len(), 27);
+    let beyond = house.program(&["pod", "list", "--page", "9"]).output().await.expect("the program");
+    let beyond = String::from_utf8_lossy(&beyond.stdout).into_owned();
+    assert!(beyond.contains("No pods on this page") && beyond.contains("$6.75 an hour"), "{beyond}");
+    for number in 27..53 {
+        foreign(&house, &format!("stray-{number}"), json!({})).await;
+    }
+    let nobody = house.call("get_pod", json!({ "pod": "nobody" })).await;
+    nobody.assert_says("and 33 more (list_pods)");
+    let spending = house.ok("spending", json!({})).await;
+    assert_eq!((spending["pods"].as_array().map(Vec::len), &spending["more_pods"]), (Some(50), &json!(3)));
+    assert_eq!(spending["burn_rate_per_hour"], 13.25, "pods that aren't shown cost as much");
     house.end().await;
 }
 

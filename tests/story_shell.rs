@@ -48,11 +48,11 @@ async fn people_have_commands_and_scripts_have_exit_codes() {
     write_picture(&folder.join("picture.png"));
 
     assert_ends_with(&story.run(&["pod", "list"]).await, 0, &["No pods"]);
-    assert_ends_with(&story.run(&["comfy", "status"]).await, 1, &["not ready", "create_pod_with_volume"]);
+    assert_ends_with(&story.run(&["comfy", "status"]).await, 1, &["not ready", "create one with `pod create`"]);
     assert_ends_with(&story.run(&["pod", "info"]).await, 3, &["there is no pod"]);
 
     let create = story.run(&["pod", "create", "one", "--volume", "comfy-models", "--lifetime-minutes", "10"]).await;
-    assert_ends_with(&create, 0, &["Created the pod one", "comfy-models at /workspace", "start_tunnel"]);
+    assert_ends_with(&create, 0, &["Created the pod one", "comfy-models at /workspace", "Next: `tunnel start one`"]);
     // Not waited for: the work goes on in the keeper, and that it is not done yet is a failure to a script.
     let two = story.run(&["pod", "create", "two", "--timeout", "0s"]).await;
     assert_ends_with(&two, 1, &["Created the pod two", "not done within 0s", "billed"]);
@@ -61,14 +61,18 @@ async fn people_have_commands_and_scripts_have_exit_codes() {
     for alias in ["ls", "ps"] {
         assert_ends_with(&story.run(&[alias]).await, 0, &["one", "two"]);
     }
-    assert_ends_with(&story.run(&["info", "one", "--wait-for", "ssh"]).await, 0, &["EU-RO-1", "tunnel: there is none"]);
+    assert_ends_with(
+        &story.run(&["info", "one", "--wait-for", "ssh"]).await,
+        0,
+        &["EU-RO-1", "a tunnel: open it with `tunnel start`"],
+    );
 
     let three = story.run(&["pod", "create", "three"]).await;
     assert_ends_with(&three, 4, &["the cap is 2", "one, two"]);
     let dear = story.run(&["pod", "create", "three", "--gpu", "A100 PCIe"]).await;
     assert_ends_with(&dear, 4, &["$1.50/h", "$1.64/h", "nothing was created"]);
     let other = story.run(&["pod", "create", "one", "--gpu", "L4"]).await;
-    assert_ends_with(&other, 4, &["another request", "terminate_pod"]);
+    assert_ends_with(&other, 4, &["another request", "`pod kill`"]);
     assert_ends_with(&story.run(&["pod", "kill"]).await, 2, &["POD"]);
     assert_ends_with(&story.run(&["pod", "kill", "three"]).await, 3, &["three", "one, two"]);
     assert_ends_with(&story.run(&["pod", "list", "--colour"]).await, 2, &["--colour"]);

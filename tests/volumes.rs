@@ -408,3 +408,21 @@ async fn an_end_without_a_clear_answer_is_proven_by_the_list() {
     assert_eq!((deleted.code, of_name(&house, "models").await.len()), (0, 0), "{deleted:?}");
     house.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_volumes_come_in_pages() {
+    let house = House::new().await;
+    let before = volumes(&house).await.len();
+    for number in 0..60 - before {
+        let body = json!({ "name": format!("v{number}"), "size": 10, "dataCenter": CENTER });
+        let (status, body) = house.raw(Method::POST, "/v2/network-volumes", Some(body)).await;
+        assert_eq!(status, 201, "{body}");
+    }
+    let first = house.ok("list_volumes", json!({})).await;
+    assert_eq!((first["volumes"].as_array().map(Vec::len), &first["total"]), (Some(50), &json!(60)), "{first}");
+    assert_eq!(first["next"], r#"list_volumes {"page": 2}"#);
+    let second = house.ok("list_volumes", json!({ "page": 2 })).await;
+    assert_eq!((second["volumes"].as_array().map(Vec::len), second.get("next")), (Some(10), None), "{second}");
+    assert_eq!(first["total_monthly_usd"], second["total_monthly_usd"]);
+    house.end().await;
+}

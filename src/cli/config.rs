@@ -11,7 +11,7 @@ use serde_json::Value;
 use self::prompt::read_key;
 use super::output;
 use crate::app::{self, AppOptions};
-use crate::config::{self, API_KEY, Config, Field, Home, all_fields};
+use crate::config::{self, API_KEY, Config, ConfigError, Field, Home, all_fields};
 use crate::timing::Timing;
 use crate::tools::{ErrorKind, ToolError};
 
@@ -107,7 +107,17 @@ fn unset(args: &UnsetArgs, options: &AppOptions) -> Result<(), ToolError> {
 }
 
 fn write(home: &Home, changes: Vec<config::Change>) -> Result<(), ToolError> {
-    Ok(config::change(home, Timing::default().state_lock, changes)?)
+    config::change(home, Timing::default().state_lock, changes).map_err(|error| {
+        // One that contradicts another is as wrong as one that is no number.
+        let is_input = matches!(error, ConfigError::Limits { .. });
+        let told = ToolError::from(error);
+        match is_input {
+            true => {
+                ToolError { kind: ErrorKind::InvalidInput, ..told }.hint("nothing was saved; set the other one first")
+            }
+            false => told,
+        }
+    })
 }
 
 fn known(name: &str) -> Result<&'static Field, ToolError> {

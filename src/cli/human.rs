@@ -6,6 +6,7 @@
 //! `TOOL {json}`, or else with the same call again, which is safe because such tools ensure a state.
 
 mod flags;
+mod next;
 mod rows;
 
 use std::time::{Duration, Instant};
@@ -133,10 +134,15 @@ fn add_flags(command: Command, row: &Row) -> Command {
 
 /// A tool's words with commands in place of the tools that they name.
 fn in_commands(words: &str) -> String {
-    ROWS.iter().fold(words.to_owned(), |words, row| {
-        let commands = ROWS.iter().filter(|other| other.tool == row.tool).map(|other| format!("`{}`", other.path));
-        words.replace(row.tool, &commands.collect::<Vec<_>>().join(", "))
-    })
+    ROWS.iter().fold(words.to_owned(), |words, row| words.replace(row.tool, &commands_of(row.tool)))
+}
+
+/// The commands over a tool.
+fn commands_of(tool: &str) -> String {
+    // Beside its tool it can follow, so it is no row.
+    let others = [("pod_logs", "pod logs")].into_iter();
+    let all = ROWS.iter().map(|row| (row.tool, row.path)).chain(others);
+    all.filter(|(name, _)| *name == tool).map(|(_, path)| format!("`{path}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether the tool may answer before it is done.
@@ -155,6 +161,11 @@ pub fn find(matches: &ArgMatches) -> Option<(&'static Row, &ArgMatches)> {
     Some((row, matches))
 }
 
+/// What to do next as commands, where a person reads it.
+pub fn for_people(error: ToolError) -> ToolError {
+    ToolError { hint: error.hint.as_deref().map(next::as_commands), ..error }
+}
+
 pub async fn run(options: &AppOptions, row: &'static Row, matches: &ArgMatches) -> Result<u8, ToolError> {
     let tool = row.tool()?;
     let mut arguments = Value::Object(flags::arguments(row, tool, matches)?);
@@ -167,7 +178,8 @@ pub async fn run(options: &AppOptions, row: &'static Row, matches: &ArgMatches) 
             let context = Context { progress, ask, ..Context::new(app::services(options).await?) };
             until_done(|tool, arguments| tools::call(&context, tool.name, arguments), tool, arguments, timeout).await
         })
-        .await?
+        .await
+        .map_err(for_people)?
     };
     if matches.get_flag(JSON_FLAG) {
         output::say_json(&answer.value)?;
@@ -232,11 +244,7 @@ fn next_call(answer: &Value) -> Option<(&'static ToolDef, Value)> {
 /// [`next_call`] as a person types it: the same command again would begin the work anew.
 fn next_command(answer: &Value) -> Option<String> {
     let (tool, arguments) = next_call(answer)?;
-    // Of several rows over one tool the one that sets what the call sets.
-    let sets_the_same = |row: &&Row| row.fixed().iter().all(|(name, value)| arguments.get(name) == Some(value));
-    let row = ROWS.iter().filter(|row| row.tool == tool.name).find(sets_the_same)?;
-    let positional = row.positional.and_then(|field| arguments.get(field))?;
-    Some(format!("{} {}", row.path, render::clean(&render::text(positional))))
+    next::command(tool, arguments.as_object()?)
 }
 
 /// In the row's words, or in those of the row of the tool that answered, or else in the tool's own.

@@ -8,6 +8,7 @@ mod shell;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches, Subcommand};
 
+use super::human::for_people;
 use super::unusable;
 use crate::app::AppOptions;
 use crate::tools::ToolError;
@@ -45,10 +46,11 @@ pub fn find(matches: &ArgMatches) -> Result<Option<PodCommand>, ToolError> {
 }
 
 pub async fn run(options: &AppOptions, command: PodCommand) -> Result<u8, ToolError> {
-    match command {
+    let ran = match command {
         PodCommand::Ssh(args) => shell::run(options, args).await,
         PodCommand::Exec(args) => exec::run(options, args).await,
         PodCommand::Cp(args) => cp::run(options, args).await,
         PodCommand::Logs(args) => logs::run(options, args).await,
-    }
+    };
+    ran.map_err(for_people)
 }

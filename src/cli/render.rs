@@ -48,9 +48,9 @@ pub fn text(value: &Value) -> String {
     }
 }
 
-/// USD with cents.
+/// USD as every answer writes it.
 pub fn usd(value: &Value) -> String {
-    value.as_f64().map_or_else(|| "-".to_owned(), |amount| format!("${amount:.2}"))
+    value.as_f64().map_or_else(|| "-".to_owned(), crate::tools::usd)
 }
 
 #[cfg(test)]

@@ -63,18 +63,21 @@ impl Audit {
                 *text = harmless(text).chars().take(1000).collect();
             }
         }
-        let mut bytes = Value::Object(line).to_string().into_bytes();
-        bytes.truncate(MOST_BYTES - 1);
-        bytes.push(b'\n');
-        let written = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&self.path)
-            .and_then(|mut file| file.write_all(&bytes));
-        if let Err(error) = written {
+        if let Err(error) = self.append(&written(line)) {
             tracing::error!(file = %self.path.display(), %error, event, "the audit log can't be written");
         }
+    }
+
+    fn append(&self, line: &str) -> std::io::Result<()> {
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.path)?;
+        // What a full disk or a crash has cut short stays a line of its own.
+        let mut last = [b'\n'];
+        if file.metadata()?.len() > 0 {
+            file.seek(SeekFrom::End(-1))?;
+            file.read_exact(&mut last)?;
+        }
+        let before = if last == *b"\n" { "" } else { "\n" };
+        file.write_all(format!("{before}{line}\n").as_bytes())
     }
 
     /// The last notes, the newest last. Lines that are no notes of ours are left out.
@@ -96,5 +99,42 @@ impl Audit {
             .collect();
         notes.reverse();
         Ok(notes)
+    }
+}
+
+/// The note as JSON, without its longest facts where it would be too long with them.
+fn written(mut note: Map<String, Value>) -> String {
+    loop {
+        let line = Value::Object(note.clone()).to_string();
+        if line.len() < MOST_BYTES {
+            return line;
+        }
+        let length = |value: &Value| value.to_string().len();
+        let longest = note.iter().max_by_key(|(_, value)| length(value)).map(|(name, _)| name.clone());
+        note.insert(longest.unwrap_or_default(), json!("left out: too long"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_is_a_note_after_a_torn_one_and_with_facts_of_any_length() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let audit = Audit { path: folder.path().join("audit.jsonl") };
+        audit.note(Actor::Keeper, "first", json!({ "pod": "a" }));
+        let torn = r#"{"at": "2026-01-01T00:00:00Z", "actor": "kee"#;
+        let mut file = OpenOptions::new().append(true).open(&audit.path).expect("the log");
+        file.write_all(torn.as_bytes()).expect("written");
+        let many: Vec<_> = (0..2000).map(|number| format!("cause {number}")).collect();
+        audit.note(Actor::Keeper, "long", json!({ "pod": "b", "cause": "\n\u{1b}".repeat(5000), "causes": many }));
+        audit.note(Actor::Keeper, "last", json!({ "pod": "c" }));
+        let events: Vec<_> = audit.last(9).expect("notes").iter().map(|note| note["event"].clone()).collect();
+        assert_eq!(events, ["first", "long", "last"]);
+        let text = std::fs::read_to_string(&audit.path).expect("the log");
+        let broken: Vec<_> = text.lines().filter(|line| serde_json::from_str::<Value>(line).is_err()).collect();
+        assert_eq!(broken, [torn]);
+        assert!(text.lines().all(|line| line.len() < MOST_BYTES));
     }
 }

@@ -392,7 +392,7 @@ impl TunnelTask {
 
 fn why_no_address(pod: &PodRecord) -> String {
     match pod.known.status {
-        Some(status) => format!("the pod is {status:?} and has no address for SSH yet"),
+        Some(status) => format!("the pod is {status} and has no address for SSH yet"),
         None => "the pod is not placed yet".to_owned(),
     }
 }

@@ -176,7 +176,7 @@ async fn through_tunnel(
         Stage::Connecting => "the tunnel is not up",
         Stage::Checking | Stage::Healthy => "ComfyUI does not answer through the tunnel yet",
     };
-    Ok(Err(NotYet { url, cause: format!("{what}: waiting for {waiting_for}"), waiting_for }))
+    Ok(Err(NotYet { url, cause: format!("{what}: {waiting_for}"), waiting_for }))
 }
 
 /// The same call with progress whose value stays at 0: until a run has steps, only the words are worth telling, and

@@ -203,7 +203,10 @@ impl From<ProviderError> for ToolError {
 impl From<StateError> for ToolError {
     fn from(error: StateError) -> Self {
         let retryable = matches!(error, StateError::Locked { .. });
-        Self::new(ErrorKind::Setup, chain(&error)).retryable(retryable)
+        Self::new(ErrorKind::Setup, chain(&error)).retryable(retryable).hint(match retryable {
+            true => "call again in a moment",
+            false => "`autopod-mcp doctor` says what to do; terminate_pod ends a pod all the same",
+        })
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::words::word;
 use super::{Context, Effect, Tool, ToolError};
 use crate::provider::{Cloud, GpuType, Stock};
 
@@ -113,8 +114,13 @@ impl Tool for ListGpus {
         }
         let line = |row: &GpuRow| {
             format!(
-                "{} ({}): {} GB, ${:.2}/h {:?}, stock {:?}",
-                row.name, row.id, row.vram_gb, row.price_per_hour, row.cloud, row.stock
+                "{} ({}): {} GB, ${:.2}/h {}, stock {}",
+                row.name,
+                row.id,
+                row.vram_gb,
+                row.price_per_hour,
+                word(row.cloud),
+                word(row.stock)
             )
         };
         output.gpus.iter().map(line).collect::<Vec<_>>().join("\n")

@@ -17,6 +17,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::context::Services;
+use super::words::usd;
 use super::{ErrorKind, StillBilling, ToolError};
 use crate::fleet::{ENV_OWNER, HomeIdentity, Phase, PodRecord};
 use crate::provider::{Pod, PodStatus, ProviderError};
@@ -28,6 +29,9 @@ pub use list::ListPods;
 pub use logs::{PodLogs, follow_pod_logs};
 pub use reach::reach_pod;
 pub use terminate::TerminatePod;
+
+/// As many are named where one has to be chosen.
+const MOST_NAMES: usize = 20;
 
 /// A pod as it was found: in our records, at the provider, or in both.
 #[derive(Debug, Clone)]
@@ -150,15 +154,19 @@ fn names(everything: &[Found]) -> String {
     if everything.is_empty() {
         return "there are no pods; create one with create_pod_with_volume".to_owned();
     }
-    let names: Vec<_> = everything.iter().map(|found| found.name.as_str()).collect();
-    format!("use one of: {}", names.join(", "))
+    let names: Vec<_> = everything.iter().take(MOST_NAMES).map(|found| found.name.as_str()).collect();
+    let more = match everything.len() - names.len() {
+        0 => String::new(),
+        more => format!(" and {more} more (list_pods)"),
+    };
+    format!("use one of: {}{more}", names.join(", "))
 }
 
 /// What became of a pod whose record is closed.
 fn closed(record: &PodRecord) -> String {
     match (record.known.phase, never_seen(record)) {
         (_, Some(create)) => create.to_owned(),
-        (Phase::Gone, None) => format!("the pod of that name is gone (cost ${:.4})", record.known.cost_usd),
+        (Phase::Gone, None) => format!("the pod of that name is gone (it cost {})", usd(record.known.cost_usd)),
         _ => "the last create of that name was refused".to_owned(),
     }
 }
@@ -205,12 +213,22 @@ fn mounted_volume(record: Option<&PodRecord>, pod: Option<&Pod>) -> Option<Mount
     Some(MountedVolume { id: mount.volume_id, name, mount_path: mount.path })
 }
 
-fn billing_of(record: &PodRecord) -> StillBilling {
+pub(super) fn billing_of(record: &PodRecord) -> StillBilling {
     match record.known.phase {
         Phase::Placed if record.known.status != Some(PodStatus::Exited) => StillBilling::Yes,
         Phase::Gone | Phase::Refused => StillBilling::No,
         _ => StillBilling::Possible,
     }
+}
+
+/// The error of whoever waits for something inside a pod that is stopped and that nobody has asked to start.
+pub(super) fn stopped(name: &str, record: &PodRecord) -> Option<ToolError> {
+    let is_stopped = record.known.status == Some(PodStatus::Exited) && record.pending_action().is_none();
+    is_stopped.then(|| {
+        ToolError::failed(format!("the pod `{name}` is stopped"))
+            .hint(format!("control_pod {{\"pod\": \"{name}\", \"action\": \"start\"}}"))
+            .billing(billing_of(record))
+    })
 }
 
 /// What a pod cost up to now: what was counted, and the time since.

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::context::Services;
 use super::pods::{self, Found, Owner, cents, cost_now, owner_of};
 use super::volumes::{self, OpenVolume};
+use super::words::usd;
 use super::{Context, Effect, Tool, ToolError};
 use crate::config::Limits;
 use crate::errors::chain;
@@ -20,6 +21,10 @@ use crate::provider::{PodStatus, ProviderError};
 
 /// Notes of the audit log in a detailed answer.
 const MOST_NOTES: usize = 20;
+/// An account may have thousands.
+const MOST_PODS: usize = 50;
+/// The one cap that isn't an amount of USD.
+const MAX_PODS: &str = "max_pods";
 
 pub struct Spending;
 
@@ -51,7 +56,11 @@ pub struct SpendingOutput {
     /// USD spent today by our own count, and set aside for the rest of today.
     today_usd: f64,
     today_reserved_usd: f64,
+    /// Ours first, then the dearest; at most 50.
     pods: Vec<PodMoney>,
+    /// How many more there are; list_pods shows them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    more_pods: Option<usize>,
     caps: Vec<Cap>,
     /// Creates without a known outcome; their money stays set aside.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -78,6 +87,9 @@ struct PodMoney {
     #[serde(skip_serializing_if = "Option::is_none")]
     pod_id: Option<String>,
     owner: Owner,
+    /// It has ended, and cost something today.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    gone: bool,
     /// USD an hour now; 0 when nothing is billed for it.
     price_per_hour: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -173,6 +185,8 @@ impl Tool for Spending {
         let today_usd: f64 = records.values().map(|record| spent_on(record, today)).sum();
         let pods = pod_rows(&found, &records, HomeIdentity::read(&services.home)?.as_ref(), now);
         let (ours, others) = burn_rates(&pods);
+        let more_pods = pods.len().checked_sub(MOST_PODS).filter(|more| *more > 0);
+        let pods = pods.into_iter().take(MOST_PODS).collect();
         Ok(SpendingOutput {
             burn_rate_per_hour: cents(ours + others),
             others_per_hour: (others > 0.0).then_some(cents(others)),
@@ -185,6 +199,7 @@ impl Tool for Spending {
             ),
             unknown: records.iter().filter_map(|(key, record)| unknown(key, record, now)).collect(),
             pods,
+            more_pods,
             volumes_monthly_usd: volumes.ok(),
             open_volumes,
             billed: billed.ok(),
@@ -195,13 +210,20 @@ impl Tool for Spending {
 
     fn text(output: &SpendingOutput) -> String {
         let mut lines = vec![format!(
-            "Burning ${:.2}/h now. Today ({}, UTC): ${:.2} spent, ${:.2} set aside.",
-            output.burn_rate_per_hour, output.day, output.today_usd, output.today_reserved_usd
+            "Burning ${:.2}/h now. Today ({}, UTC): {} spent, {} set aside.",
+            output.burn_rate_per_hour,
+            output.day,
+            usd(output.today_usd),
+            usd(output.today_reserved_usd)
         )];
         for row in &output.pods {
             let mut line = format!("{}: ${:.2}/h", row.pod, row.price_per_hour);
-            if let (Some(cost), Some(reserved)) = (row.cost_usd, row.reserved_usd) {
-                line.push_str(&format!(", ${cost:.4} so far, at most ${reserved:.2} more"));
+            match (row.cost_usd, row.reserved_usd) {
+                (Some(cost), _) if row.gone => line = format!("{}: gone, it cost {}", row.pod, usd(cost)),
+                (Some(cost), Some(reserved)) => {
+                    line.push_str(&format!(", {} so far, at most {} more", usd(cost), usd(reserved)));
+                }
+                _ => {}
             }
             match row.owner {
                 Owner::Ours => {}
@@ -210,8 +232,10 @@ impl Tool for Spending {
             }
             lines.push(line);
         }
+        lines.extend(output.more_pods.map(|more| format!("And {more} more pods: see list_pods.")));
         for Cap { limit, cap, left, .. } in &output.caps {
-            lines.extend(left.map(|left| format!("{limit}: {left:.2} left of {cap:.2}")));
+            let amount = |value: f64| if *limit == MAX_PODS { format!("{value:.0}") } else { usd(value) };
+            lines.extend(left.map(|left| format!("{limit}: {} left of {}", amount(left), amount(*cap))));
         }
         for UnknownPod { pod, intent, reserved_usd, next, .. } in &output.unknown {
             lines.push(format!("{pod} (intent {intent}): outcome unknown, ${reserved_usd:.2} set aside. Next: {next}"));
@@ -221,8 +245,11 @@ impl Tool for Spending {
             lines.push(format!("Volume {name}: waiting for {waiting_for}. Next: {next}"));
         }
         if let Some(Billed { today_usd, ours_usd }) = &output.billed {
-            lines
-                .push(format!("Billed by the provider today: ${today_usd:.4}, of it ${ours_usd:.4} for pods of ours."));
+            lines.push(format!(
+                "Billed by the provider today: {}, of it {} for pods of this home.",
+                usd(*today_usd),
+                usd(*ours_usd)
+            ));
         }
         for AuditNote { at, actor, event, facts } in &output.audit {
             let facts: Vec<_> = facts.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -272,6 +299,7 @@ fn pod_rows(
             pod: name_of(&found.name).to_owned(),
             pod_id: found.pod_id().map(str::to_owned),
             owner,
+            gone: record.is_some_and(|record| !record.is_open()),
             price_per_hour: cents(price_now(found)),
             cost_usd: record.map(|record| cents(cost_now(record))),
             today_usd: record.map(|record| cents(spent_on(record, today))),
@@ -279,7 +307,10 @@ fn pod_rows(
             expires_at: record.filter(|record| record.is_open()).map(PodRecord::expires_at),
         }
     };
-    found.iter().cloned().chain(closed).map(|found| row(&found)).collect()
+    let mut rows: Vec<_> = found.iter().cloned().chain(closed).map(|found| row(&found)).collect();
+    let place = |row: &PodMoney| (row.gone, row.owner != Owner::Ours);
+    rows.sort_by(|a, b| place(a).cmp(&place(b)).then_with(|| b.price_per_hour.total_cmp(&a.price_per_hour)));
+    rows
 }
 
 /// USD an hour that are billed now: by the provider's word, else by the record.
@@ -302,7 +333,7 @@ fn caps(limits: &Limits, set_aside: &Committed, today_usd: f64, volumes: Option<
         left: used.map(|used| cents((cap - used).max(0.0))),
     };
     vec![
-        of("max_pods", limits.max_pods as f64, Some(set_aside.open.len() as f64)),
+        of(MAX_PODS, limits.max_pods as f64, Some(set_aside.open.len() as f64)),
         of("max_total_per_hour", limits.max_total_per_hour, Some(set_aside.per_hour)),
         of("max_usd_per_day", limits.max_usd_per_day, Some(today_usd)),
         of("max_volumes_per_month", limits.max_volumes_per_month, volumes),

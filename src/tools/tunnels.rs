@@ -5,8 +5,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::context::Services;
-use super::pods::{find, find_or_only};
+use super::pods::{find, find_or_only, stopped};
 use super::waiting::Waiting;
+use super::words::word;
 use super::{Context, Effect, StillBilling, Tool, ToolError};
 use crate::fleet::Phase;
 use crate::tunnel::{COMFY_PORT, LocalPort, Opened, TunnelRecord, TunnelState, name_of};
@@ -106,7 +107,7 @@ impl Tool for StartTunnel {
             latency_ms: open.record.as_ref().and_then(|record| record.known.latency_ms),
             remote_port,
             waiting_for: open.waiting_for,
-            still_billing: StillBilling::Yes,
+            still_billing: if open.record.is_some() { StillBilling::Yes } else { StillBilling::Possible },
             next,
             pod,
         })
@@ -119,7 +120,7 @@ impl Tool for StartTunnel {
             }
             _ => {
                 let waiting_for = output.waiting_for.as_deref().unwrap_or("the pod");
-                format!("The tunnel to {} is not up yet; waiting for {waiting_for}.\nNext: {}", output.pod, output.next)
+                format!("The tunnel to {} is not up yet: {waiting_for}.\nNext: {}", output.pod, output.next)
             }
         }
     }
@@ -142,6 +143,10 @@ pub(super) async fn open(
     local_port: LocalPort,
 ) -> Result<Open, ToolError> {
     let services = &context.services;
+    // It would be waited for in vain.
+    if let Some(error) = services.fleet.get(pod)?.and_then(|record| stopped(pod, &record)) {
+        return Err(error);
+    }
     services.keeper_for_changes().await?;
     let Some(pod_id) = pod_id(waiting, services, pod).await? else {
         return Ok(Open {
@@ -355,7 +360,7 @@ impl Tool for ListTunnels {
         let line = |row: &TunnelRow| {
             let url = row.url.as_deref().unwrap_or("no address yet");
             let cause = row.cause.as_ref().map_or_else(String::new, |cause| format!(" ({cause})"));
-            format!("{url} -> {}:{}: {:?}{cause}", row.pod, row.remote_port, row.state)
+            format!("{url} -> {}:{}: {}{cause}", row.pod, row.remote_port, word(row.state))
         };
         output.tunnels.iter().map(line).collect::<Vec<_>>().join("\n")
     }

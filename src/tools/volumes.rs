@@ -15,15 +15,24 @@ use crate::tools::context::Services;
 
 pub use create::CreateVolume;
 
+const ROWS_A_PAGE: usize = 50;
+
 pub struct ListVolumes;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct ListVolumesInput {}
+pub struct ListVolumesInput {
+    /// Which page of 50 volumes; the first when left out.
+    #[schemars(range(min = 1, max = 1000))]
+    #[serde(default)]
+    page: Option<usize>,
+}
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ListVolumesOutput {
     volumes: Vec<VolumeRow>,
+    /// On all pages.
+    total: usize,
     /// Creates and growths whose outcome isn't known yet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     open: Vec<OpenVolume>,
@@ -31,6 +40,8 @@ pub struct ListVolumesOutput {
     total_monthly_usd: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     warning: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -69,7 +80,7 @@ impl Tool for ListVolumes {
     type Input = ListVolumesInput;
     type Output = ListVolumesOutput;
 
-    async fn run(context: &Context, _: ListVolumesInput) -> Result<ListVolumesOutput, ToolError> {
+    async fn run(context: &Context, input: ListVolumesInput) -> Result<ListVolumesOutput, ToolError> {
         let services = &context.services;
         let list = listed(services).await?;
         // A key that may read volumes and no pods still lists the volumes.
@@ -81,17 +92,17 @@ impl Tool for ListVolumes {
         if let Err(error) = services.revive_keeper().await {
             tracing::warn!(%error, "the keeper can't be started");
         }
-        Ok(ListVolumesOutput {
-            total_monthly_usd: pods::cents(services.volumes.total_monthly_usd(&list)?),
-            volumes: list.volumes.into_iter().map(|volume| row(volume, &found)).collect(),
-            open,
-            warning,
-        })
+        let total_monthly_usd = pods::cents(services.volumes.total_monthly_usd(&list)?);
+        let (total, page) = (list.volumes.len(), input.page.unwrap_or(1).max(1));
+        let on_page = list.volumes.into_iter().skip((page - 1) * ROWS_A_PAGE).take(ROWS_A_PAGE);
+        let next = (total > page * ROWS_A_PAGE).then(|| format!("list_volumes {{\"page\": {}}}", page + 1));
+        let volumes = on_page.map(|volume| row(volume, &found)).collect();
+        Ok(ListVolumesOutput { volumes, total, open, total_monthly_usd, warning, next })
     }
 
     fn text(output: &ListVolumesOutput) -> String {
         let mut lines: Vec<_> = output.volumes.iter().map(line).collect();
-        if lines.is_empty() {
+        if output.total == 0 {
             lines.push("The account has no network volumes.".to_owned());
         }
         for open in &output.open {
@@ -99,9 +110,10 @@ impl Tool for ListVolumes {
             lines.push(format!("{name}: {size_gb} GB in {data_center}, waiting for {waiting_for}. Next: {next}"));
         }
         if output.total_monthly_usd > 0.0 {
-            lines.push(format!("In all ${:.2} a month.", output.total_monthly_usd));
+            lines.push(format!("{} in all, ${:.2} a month.", output.total, output.total_monthly_usd));
         }
         lines.extend(output.warning.clone());
+        lines.extend(output.next.as_ref().map(|next| format!("Next: {next}")));
         lines.join("\n")
     }
 }

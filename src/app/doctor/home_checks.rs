@@ -6,7 +6,7 @@ use std::path::Path;
 use super::{Finding, patience};
 use crate::config::{Config, ConfigError, Home, network_file_system, read_object, refuse_open_file, unknown_fields};
 use crate::errors::chain;
-use crate::fleet::{HomeIdentity, PodRecord};
+use crate::fleet::{HomeIdentity, PodRecord, VolumeRecord};
 use crate::state::{self, RecordFile, StateError};
 use crate::tunnel::TunnelRecord;
 
@@ -104,10 +104,18 @@ pub(super) fn key_pair(home: &Home) -> Finding {
 pub(super) fn records(home: &Home) -> Vec<Finding> {
     let lock = home.lock("state");
     let pods = RecordFile::<PodRecord>::new(home.pods_file(), lock.clone(), patience()).look();
-    let tunnels = RecordFile::<TunnelRecord>::new(home.tunnels_file(), lock, patience()).look();
+    let tunnels = RecordFile::<TunnelRecord>::new(home.tunnels_file(), lock.clone(), patience()).look();
+    let volumes = RecordFile::<VolumeRecord>::new(home.volumes_file(), lock, patience()).look();
     let results = [
-        (home.pods_file(), pods.map(|records| format!("{} pods", records.entries.len()))),
+        (
+            home.pods_file(),
+            pods.map(|records| {
+                let open = records.entries.values().filter(|record| record.is_open()).count();
+                format!("{} pods, {open} of them open", records.entries.len())
+            }),
+        ),
         (home.tunnels_file(), tunnels.map(|records| format!("{} tunnels", records.entries.len()))),
+        (home.volumes_file(), volumes.map(|records| format!("{} creates of volumes", records.entries.len()))),
         (
             home.home_file(),
             HomeIdentity::read(home).map(|identity| match identity {

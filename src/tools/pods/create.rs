@@ -18,6 +18,7 @@ use crate::fleet::{Actor, Attempt, Claim, Ensured, OverCap, PodRecord, check, la
 use crate::provider::Cloud;
 use crate::steps;
 use crate::tools::waiting::Waiting;
+use crate::tools::words::{usd, word};
 use crate::tools::{Context, Effect, ErrorKind, StillBilling, Tool, ToolError};
 
 const DEFAULT_NAME: &str = "comfy";
@@ -249,13 +250,13 @@ impl Tool for CreatePodWithVolume {
             return dry_run_text(output);
         }
         let made = if output.created { "new" } else { "there already" };
-        let mut text = format!("Pod {pod} ({made}): {state:?}");
+        let mut text = format!("Pod {pod} ({made}): {}", word(state));
         if let (Some(gpu), Some(price)) = (&output.gpu, output.price_per_hour) {
             text.push_str(&format!(", {gpu} at ${price:.2}/h"));
         }
         text.push_str(&format!(", ends by itself at {:.0}", output.expires_at));
         if let Some(waiting_for) = &output.waiting_for {
-            text.push_str(&format!(". Waiting for: {waiting_for}"));
+            text.push_str(&format!(". Waiting for {waiting_for}"));
         }
         if let (Some(url), Some(warning)) = (&output.proxy_url, &output.warning) {
             text.push_str(&format!(".\n{url} is {warning}"));
@@ -265,12 +266,17 @@ impl Tool for CreatePodWithVolume {
 }
 
 fn dry_run_text(output: &CreateOutput) -> String {
-    let mut lines = vec![format!("Nothing was created. For the pod {} would be tried:", output.pod)];
+    let mut lines = vec![format!("Nothing was created. For the pod {} would be tried, in this order:", output.pod)];
     lines.extend(output.candidates.iter().map(|candidate| {
         let CandidateRow { gpu, price_per_hour, total_usd } = candidate;
-        format!("{gpu}: ${price_per_hour:.2}/h, ${total_usd:.2} until {:.0}", output.expires_at)
+        format!("{gpu}: ${price_per_hour:.2}/h, {} in all", usd(*total_usd))
     }));
-    lines.push(format!("Caps: {}.", output.caps.as_deref().unwrap_or_default()));
+    lines.push(format!(
+        "It would end by itself at {:.0}, and {} would be set aside for it.",
+        output.expires_at,
+        usd(output.reserved_usd)
+    ));
+    lines.push(format!("Caps: {}.\nNext: {}", output.caps.as_deref().unwrap_or_default(), output.next));
     lines.join("\n")
 }
 
@@ -331,10 +337,11 @@ fn dry_run(
         (Some(there), _) => there,
         (None, Some(over)) => format!("refused: {over}"),
         (None, None) if !agree::is_agreed(dearest, input.confirm_price, limits) => {
-            format!("allowed, with the user's agreement (confirm_price: {dearest:.2})")
+            format!("allowed, with the user's agreement (confirm_price: {:.2})", agree::whole_cents(dearest))
         }
         (None, None) => "allowed".to_owned(),
     };
+    let is_refused = caps.starts_with("refused");
     let hours = lifetime.as_secs_f64() / 3600.0;
     let row = |candidate: &crate::fleet::Candidate| CandidateRow {
         gpu: candidate.gpu.clone(),
@@ -352,7 +359,10 @@ fn dry_run(
     output.expires_at = later(now, lifetime);
     output.waiting_for = None;
     output.still_billing = StillBilling::No;
-    output.next = "create_pod_with_volume with the same arguments, without dry_run".to_owned();
+    output.next = match is_refused {
+        true => "ask for something else, or end what stands in the way (list_pods)".to_owned(),
+        false => "create_pod_with_volume with the same arguments, without dry_run".to_owned(),
+    };
     Ok(output)
 }
 

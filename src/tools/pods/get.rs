@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use self::readiness::{Ladder, Step};
 use super::list::{Source, heal, surroundings};
 use super::row::{PodRow, Surroundings};
-use super::{Found, billing_of, find_or_only, while_a_pod_runs};
+use super::{Found, billing_of, find_or_only, stopped, while_a_pod_runs};
 use crate::fleet::{Phase, PodRecord};
 use crate::provider::{PodStatus, ProviderError};
 use crate::tools::context::Services;
@@ -26,8 +26,7 @@ pub struct GetPodInput {
     /// The pod's name or id; may be left out when there is only one.
     #[serde(default)]
     pod: Option<String>,
-    /// Wait until sshd or ComfyUI (through a tunnel, which is opened) answers, or until a change by control_pod is
-    /// through. Left out: answers at once.
+    /// Wait until `ssh` or `comfy` (through a tunnel, which is opened) answers, or control_pod's `change` is through.
     #[serde(default)]
     wait_for: Option<WaitFor>,
     /// Seconds to wait; 40 when left out.
@@ -48,7 +47,7 @@ enum WaitFor {
 pub struct GetPodOutput {
     #[serde(flatten)]
     row: PodRow,
-    /// The way to ComfyUI, step by step.
+    /// The way to ComfyUI, step by step; the first that isn't done is what is waited for.
     readiness: Vec<Step>,
     /// Whether what `wait_for` names has come.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,6 +93,8 @@ impl Tool for GetPod {
         let mut text = output.row.line();
         if let Some(waiting_for) = output.waiting_for.as_ref().filter(|_| output.done != Some(true)) {
             text.push_str(&format!("\nNot ready; waiting for {waiting_for}."));
+        } else if output.readiness.iter().all(|step| step.done) {
+            text.push_str("\nReady: ComfyUI answers.");
         }
         text
     }
@@ -127,7 +128,7 @@ fn view(services: &Services, found: &Found, ahead: SignedDuration, asked: bool) 
     });
     let (record, pod) = (found.record.as_ref(), found.pod.as_ref());
     let readiness = Ladder { record, pod, tunnel, held: services.keeper.is_alive(), ahead }.steps();
-    let waiting_for = readiness.iter().find_map(|step| Some(format!("{}: {}", step.step, step.waiting_for.as_ref()?)));
+    let waiting_for = readiness.iter().find_map(|step| step.waiting_for.clone());
     let ssh = pod.map_or_else(|| record?.known.ssh.as_ref(), |pod| pod.ssh.as_ref());
     Ok(GetPodOutput {
         ssh: ssh.map(|at| format!("{}@{}:{}", at.user, at.host, at.port)),
@@ -231,10 +232,7 @@ fn in_vain(name: &str, record: &PodRecord, goal: WaitFor) -> Option<ToolError> {
         }
         (_, Some(PodStatus::Error)) => ToolError::failed(format!("the pod `{name}` is in the state ERROR"))
             .hint(format!("end it with terminate_pod {{\"pod\": \"{name}\"}}")),
-        (_, Some(PodStatus::Exited)) if goal != WaitFor::Change && record.pending_action().is_none() => {
-            ToolError::failed(format!("the pod `{name}` is stopped"))
-                .hint(format!("control_pod {{\"pod\": \"{name}\", \"action\": \"start\"}}"))
-        }
+        _ if goal != WaitFor::Change => return stopped(name, record),
         _ => return None,
     };
     Some(error.billing(billing_of(record)))

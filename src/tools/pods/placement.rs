@@ -97,10 +97,13 @@ fn nothing_fits(priced: &[Candidate], most: f64, wishes: &Wishes) -> ToolError {
         return ToolError::refused(format!(
             "every GPU that fits{place} costs more than ${most:.2}/h (the cheapest ${cheapest:.2}/h); nothing was created"
         ))
-        .hint(format!(
-            "ask for less, or raise max_price_per_hour (the cap is ${:.2}/h, limits.max_price_per_hour)",
-            wishes.limits.max_price_per_hour
-        ));
+        .hint(match most < wishes.limits.max_price_per_hour {
+            true => "ask for less, for another cloud, or raise max_price_per_hour",
+            false => {
+                "ask for less or for another cloud; only the user can raise this cap, limits.max_price_per_hour in \
+                 config.json"
+            }
+        });
     }
     let least = wishes.least_vram();
     ToolError::refused(format!("no GPU with at least {least} GB is in stock{place}; nothing was created"))

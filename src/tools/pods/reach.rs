@@ -45,7 +45,7 @@ pub async fn reach_pod(services: &Services, wanted: Option<&str>) -> Result<(Str
 
 fn why_no_address(pod: Option<&Pod>) -> String {
     match pod {
-        Some(pod) if pod.status != PodStatus::Running => format!("is {:?}", pod.status),
+        Some(pod) if pod.status != PodStatus::Running => format!("is {}", pod.status),
         Some(pod) if pod.has_ssh_proxy => "has no SSH address of its own, only RunPod's SSH proxy, which runs no \
                                            commands, copies no files and forwards nothing; a pod needs 22/tcp among \
                                            its ports"

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{Found, MountedVolume, Owner, cents, cost_now, mounted_volume, owner_of};
 use crate::fleet::{ActionState, HomeIdentity, MountKnown, PodRecord, TURNS_UP_WITHIN, later};
 use crate::provider::PodStatus;
+use crate::tools::words::usd;
 use crate::tunnel::TunnelRecord;
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -77,6 +78,7 @@ impl Surroundings {
         let price =
             pod.as_ref().map_or_else(|| known.map_or(0.0, |known| known.cost_per_hour), |pod| pod.cost_per_hour);
         let pod_id = found.pod_id().map(str::to_owned);
+        let status = status(found);
         let placed = record.filter(|record| record.known.pod_id.is_some());
         PodRow {
             pod: name.clone(),
@@ -85,7 +87,7 @@ impl Surroundings {
                 (None, Some(pod)) => owner_of(pod, self.identity.as_ref()),
                 (None, None) => Owner::Unmanaged,
             },
-            status: status(found),
+            status: status.clone(),
             gpu: pod.as_ref().and_then(|pod| pod.gpu.clone()).or_else(|| known?.gpu.clone()),
             data_center: pod.as_ref().and_then(|pod| pod.data_center.clone()).or_else(|| known?.data_center.clone()),
             price_per_hour: cents(price),
@@ -102,6 +104,8 @@ impl Surroundings {
             tunnels: self
                 .tunnels
                 .iter()
+                // One to a stopped pod leads nowhere.
+                .filter(|_| status != "EXITED")
                 .filter(|tunnel| tunnel.wanted.open && Some(&tunnel.wanted.pod_id) == pod_id.as_ref())
                 .filter_map(TunnelRecord::url)
                 .collect(),
@@ -151,14 +155,18 @@ impl PodRow {
         if let Some(gpu) = &self.gpu {
             text.push_str(&format!(", {gpu}"));
         }
-        text.push_str(&format!(", ${:.2}/h", self.price_per_hour));
+        // Before it is placed it has no price yet.
+        match self.reserved_usd {
+            Some(reserved) if self.pod_id.is_none() => text.push_str(&format!(", {} set aside", usd(reserved))),
+            _ => text.push_str(&format!(", ${:.2}/h", self.price_per_hour)),
+        }
         match self.owner {
             Owner::Ours => {}
             Owner::OtherMachine => text.push_str(", of another machine"),
             Owner::Unmanaged => text.push_str(", not made by this program"),
         }
-        if let Some(cost) = self.cost_usd {
-            text.push_str(&format!(", ${cost:.4} so far"));
+        if let Some(cost) = self.cost_usd.filter(|_| self.pod_id.is_some()) {
+            text.push_str(&format!(", {} so far", usd(cost)));
         }
         if let Some(at) = self.expires_at {
             text.push_str(&format!(", ends at {at:.0}"));
@@ -181,15 +189,11 @@ fn status(found: &Found) -> String {
     match (record, &found.pod) {
         (Some(record), None) if record.is_unknown() && record.is_ending() => "CANCELLED".to_owned(),
         (Some(record), _) if record.is_ending() => "ENDING".to_owned(),
-        (_, Some(pod)) => status_word(pod.status),
+        (_, Some(pod)) => pod.status.to_string(),
         (Some(record), None) if record.is_unknown() && record.known.problem.is_some() => "UNKNOWN_OUTCOME".to_owned(),
-        (Some(record), None) => record.known.status.map_or_else(|| "PLACING".to_owned(), status_word),
+        (Some(record), None) => record.known.status.map_or_else(|| "PLACING".to_owned(), |status| status.to_string()),
         (None, None) => "UNKNOWN".to_owned(),
     }
-}
-
-pub(super) fn status_word(status: PodStatus) -> String {
-    serde_json::to_value(status).ok().and_then(|word| word.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// What becomes of a create without a known outcome that nobody wants any more.
@@ -204,6 +208,9 @@ pub(super) fn cancelled(record: &PodRecord) -> String {
 fn mount(record: &PodRecord) -> Option<String> {
     record.wanted.request.volume.as_ref()?;
     let inside = &record.known.inside;
+    if record.known.status == Some(PodStatus::Exited) {
+        return Some("not verified: the pod is stopped".to_owned());
+    }
     let found = inside.mount.as_ref().filter(|_| inside.start == Some(record.known.starts));
     Some(match found {
         Some(MountKnown::Mounted { free_gb, total_gb }) => {

@@ -14,6 +14,7 @@ use crate::provider::{Pod, PodStatus, Stamped, delete_and_prove};
 use crate::steps;
 use crate::tools::context::{Question, Services};
 use crate::tools::waiting::Waiting;
+use crate::tools::words::usd;
 use crate::tools::{Context, Effect, ErrorKind, StillBilling, Tool, ToolError};
 use crate::tunnel::TunnelRecord;
 
@@ -170,12 +171,11 @@ impl Tool for TerminatePod {
             return format!("Pod {pod} is cancelled: {cancelled}.");
         }
         if output.done {
-            return format!(
-                "Pod {pod} is gone (proven). It cost ${cost_usd:.4} by our count. Nothing is billed for it."
-            );
+            let cost = usd(*cost_usd);
+            return format!("Pod {pod} is gone (proven). It cost {cost} by our count. Nothing is billed for it.");
         }
         let waiting_for = output.waiting_for.as_deref().unwrap_or("the proof that it is gone");
-        format!("Pod {pod} is being terminated and may still be billed. Waiting for: {waiting_for}.")
+        format!("Pod {pod} is being terminated and may still be billed. Waiting for {waiting_for}.")
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{describe, listed, may_be_retried};
+use crate::errors::harmless;
 use crate::fleet::{
     Actor, EnsuredVolume, TURNS_UP_WITHIN, VolumeList, VolumePhase, VolumeRecord, VolumeWanted, monthly_usd, new_intent,
 };
@@ -15,6 +16,7 @@ use crate::provider::{Cloud, Volume};
 use crate::tools::context::Services;
 use crate::tools::pods::cents;
 use crate::tools::waiting::Waiting;
+use crate::tools::words::word;
 use crate::tools::{Context, Effect, ErrorKind, StillBilling, Tool, ToolError};
 
 pub struct CreateVolume;
@@ -134,20 +136,23 @@ impl Tool for CreateVolume {
     fn text(output: &CreateVolumeOutput) -> String {
         let CreateVolumeOutput { volume, state, size_gb, data_center, monthly_usd, next, .. } = output;
         let made = if output.created { "new" } else { "there already" };
-        let mut text =
-            format!("Volume {volume} ({made}): {state:?}, {size_gb} GB in {data_center}, ${monthly_usd:.2} a month");
+        let mut text = format!(
+            "Volume {volume} ({made}): {}, {size_gb} GB in {data_center}, ${monthly_usd:.2} a month",
+            word(state)
+        );
         if let Some(note) = &output.note {
             text.push_str(&format!("; {note}"));
         }
         if let Some(waiting_for) = &output.waiting_for {
-            text.push_str(&format!(". Waiting for: {waiting_for}"));
+            text.push_str(&format!(". Waiting for {waiting_for}"));
         }
         format!("{text}.\nAll volumes: ${:.2} a month.\nNext: {next}", output.total_monthly_usd)
     }
 }
 
 fn check_words(input: &CreateVolumeInput) -> Result<(), ToolError> {
-    if input.name.trim() != input.name || input.name.chars().any(char::is_control) {
+    let steers = |name: &str| name.chars().any(char::is_control) || harmless(name) != name;
+    if input.name.trim() != input.name || steers(&input.name) {
         return Err(ToolError::invalid("name", "expected a name without control characters or spaces around it"));
     }
     let is_id = |id: &String| id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') && !id.is_empty();

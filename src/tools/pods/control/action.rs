@@ -7,7 +7,6 @@ use super::{Call, ControlOutput, ControlPod, ControlState, address, word};
 use crate::fleet::{ActionState, ActionWish, Actor, PodRecord, new_intent};
 use crate::provider::{Pod, PodAction, PodStatus, ProviderError, SshAddress};
 use crate::steps;
-use crate::tools::pods::row::status_word;
 use crate::tools::pods::{billing_of, cents, while_a_pod_runs};
 use crate::tools::{ErrorKind, StillBilling, Tool, ToolError};
 
@@ -83,19 +82,25 @@ impl Call<'_> {
             PodAction::Restart if coming_up && restarting => Ok(Now::Already),
             _ if pod.actions.contains(&action) => Ok(Now::Legal),
             _ => {
-                let legal: Vec<_> = pod.actions.iter().copied().map(word).collect();
+                let call = |action: &PodAction| match action {
+                    PodAction::Terminate => format!("terminate_pod {{\"pod\": \"{}\"}}", self.name),
+                    action => {
+                        format!("control_pod {{\"pod\": \"{}\", \"action\": \"{}\"}}", self.name, word(*action))
+                    }
+                };
+                let legal: Vec<_> = pod.actions.iter().map(call).collect();
                 let locked = if pod.locked { "; it is locked at the provider" } else { "" };
                 Err(ToolError::refused(format!(
                     "the pod `{}` is {}{locked}, and the provider allows no {} now; nothing was changed",
                     self.name,
-                    status_word(pod.status),
+                    pod.status,
                     word(action)
                 ))
                 .billing(billing_of(record))
-                .hint(format!(
-                    "possible now: {}",
-                    if legal.is_empty() { "nothing".to_owned() } else { legal.join(", ") }
-                )))
+                .hint(match legal.is_empty() {
+                    true => format!("nothing is possible now; see get_pod {{\"pod\": \"{}\"}} later", self.name),
+                    false => legal.join(", or "),
+                }))
             }
         }
     }

@@ -171,7 +171,12 @@ pub(super) fn describe(name: &str, created: bool, record: &PodRecord) -> CreateO
                     record.intent
                 )
             }
-            _ => format!("create_pod_with_volume again with the same arguments, or get_pod {{\"pod\": \"{name}\"}}"),
+            CreateState::Unknown => {
+                format!("get_pod {{\"pod\": \"{name}\"}} later, or terminate_pod {{\"pod\": \"{name}\"}}")
+            }
+            CreateState::Placing | CreateState::Starting | CreateState::DryRun => format!(
+                "create_pod_with_volume again with the same arguments, or get_pod {{\"pod\": \"{name}\", \"wait_for\": \"ssh\"}}"
+            ),
         },
     }
 }
@@ -183,7 +188,7 @@ fn state_of(record: &PodRecord) -> (CreateState, Option<String>) {
         (Phase::Placed, Some(PodStatus::Exited)) => (CreateState::Stopped, None),
         (Phase::Placed, status) => {
             let status = status.unwrap_or(PodStatus::Unknown);
-            let waiting_for = format!("the container to start (the provider says {status:?})");
+            let waiting_for = format!("the container to start (the provider says {status})");
             (CreateState::Starting, Some(waiting_for))
         }
         (Phase::Unknown, _) => {

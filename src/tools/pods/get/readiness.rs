@@ -102,7 +102,7 @@ impl Ladder<'_> {
     fn for_a_machine(&self, status: Option<PodStatus>) -> String {
         match status {
             None => "the provider to place the pod",
-            Some(PodStatus::Exited) => "a start: the pod is stopped (control_pod)",
+            Some(PodStatus::Exited) => "a start, for the pod is stopped",
             Some(PodStatus::Error) => "nothing: the pod is in the state ERROR, end it with terminate_pod",
             Some(PodStatus::Terminated) => "nothing: the pod is gone",
             Some(_) => "the provider to find a machine",
@@ -125,7 +125,7 @@ impl Ladder<'_> {
 
     fn for_the_tunnel(&self, otherwise: &str) -> String {
         match self.tunnel {
-            None => "there is none; open it with start_tunnel".to_owned(),
+            None => "a tunnel: open it with start_tunnel".to_owned(),
             Some(_) if !self.held => "the keeper, which is being started".to_owned(),
             Some(tunnel) => tunnel.known.cause.clone().unwrap_or_else(|| otherwise.to_owned()),
         }
