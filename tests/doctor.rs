@@ -49,6 +49,10 @@ impl Report {
 fn snapshot(folder: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+        // What a process that was just killed had begun to write.
+        if entry.file_name().to_string_lossy().starts_with(".writing-") {
+            continue;
+        }
         let metadata = entry.metadata().expect("its metadata");
         let content = if metadata.is_dir() {
             files.extend(snapshot(&entry.path()));

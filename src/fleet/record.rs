@@ -116,6 +116,8 @@ pub struct PodKnown {
     pub gone_at: Option<Timestamp>,
     /// What went wrong last, in a sentence.
     pub problem: Option<String>,
+    /// The create was refused because of the key or the balance, which no other GPU would mend.
+    pub refused_by_account: bool,
 }
 
 /// The steps of one start.

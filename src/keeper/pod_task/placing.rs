@@ -186,9 +186,15 @@ impl PodTask {
                 })
                 .await;
             }
-            _ => {
+            error => {
+                let by_account =
+                    matches!(error, ProviderError::Unauthorized { .. } | ProviderError::PaymentRequired { .. });
                 let outcome = problem.clone();
-                self.know(|record| record.known.attempts.push(Attempt { gpu, outcome })).await;
+                self.know(move |record| {
+                    record.known.refused_by_account = by_account;
+                    record.known.attempts.push(Attempt { gpu, outcome });
+                })
+                .await;
                 self.refused(problem).await;
             }
         }

@@ -15,6 +15,7 @@ use crate::tunnel::COMFY_PORT;
 const DEFAULT_IMAGE: &str = "runpod/comfyui:latest";
 const DEFAULT_DISK_GB: u32 = 40;
 const DEFAULT_MOUNT: &str = "/workspace";
+const SYSTEM_FOLDERS: [&str; 10] = ["bin", "boot", "dev", "etc", "lib", "lib64", "proc", "sbin", "sys", "usr"];
 /// What the program itself puts into a pod's environment.
 const OURS: [&str; 3] = ["PUBLIC_KEY", ENV_OWNER, ENV_EXPIRES_AT];
 
@@ -99,7 +100,7 @@ pub(super) async fn resolve(services: &Services, input: &CreateInput, limits: &L
         gpus: named.iter().map(|gpu| gpu.id.clone()).collect(),
         min_vram_gb: wishes.least_vram(),
         gpu_count,
-        min_cuda: input.min_cuda.clone(),
+        min_cuda: min_cuda(input)?,
         cloud,
         data_centers,
         disk_gb: input.disk_gb.unwrap_or(DEFAULT_DISK_GB),
@@ -115,13 +116,31 @@ fn mount_path(services: &Services, input: &CreateInput) -> Result<String, ToolEr
     let config = services.config()?;
     let path = input.mount_path.clone().or_else(|| config.default_volume_mount.clone());
     let path = path.unwrap_or_else(|| DEFAULT_MOUNT.to_owned());
-    if !path.starts_with('/') || path == "/" || path.contains("..") {
-        return Err(ToolError::invalid(
-            "mount_path",
-            format!("expected an absolute path inside the pod, not `{path}`"),
-        ));
+    let is_plain =
+        path.starts_with('/') && path.trim() == path && !path.contains("..") && !path.contains(char::is_control);
+    // There it would cover what the pod needs to run.
+    let top = path.split('/').find(|part| !part.is_empty());
+    if is_plain && top.is_some_and(|top| !SYSTEM_FOLDERS.contains(&top)) {
+        return Ok(path);
     }
-    Ok(path)
+    Err(ToolError::invalid(
+        "mount_path",
+        format!("expected an absolute path inside the pod, outside of its system's folders, not `{path}`"),
+    )
+    .hint("`/workspace` is where most images look"))
+}
+
+fn min_cuda(input: &CreateInput) -> Result<Option<String>, ToolError> {
+    let is_version = |text: &String| {
+        let parts: Vec<_> = text.split('.').collect();
+        parts.len() == 2 && parts.iter().all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_digit()))
+    };
+    match &input.min_cuda {
+        Some(text) if !is_version(text) => {
+            Err(ToolError::invalid("min_cuda", format!("expected a version like `12.4`, not `{text}`")))
+        }
+        version => Ok(version.clone()),
+    }
 }
 
 fn environment(input: &CreateInput) -> Result<BTreeMap<String, EnvValue>, ToolError> {

@@ -112,7 +112,14 @@ fn came_to_nothing(name: &str, record: &PodRecord) -> Option<ToolError> {
             let problem = known.problem.clone().unwrap_or_default();
             ToolError::new(ErrorKind::Provider, format!("no pod was created: {problem}"))
                 .billing(StillBilling::No)
-                .hint("see list_gpus for what is in stock; ask for other gpus, less memory or another volume")
+                .hint(match known.attempts.last() {
+                    Some(last) if known.refused_by_account => format!(
+                        "the account or its key is the reason, not {}: see the message, then call again",
+                        last.gpu
+                    ),
+                    _ => "see list_gpus for what is in stock; ask for other gpus, less memory or another volume"
+                        .to_owned(),
+                })
         }
         Phase::Gone => {
             let cause = known.ending_cause.clone().unwrap_or_default();
