@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use ending::delete_and_prove;
+pub use ending::{Ended, delete_and_prove};
 pub use logs::{LogLimits, LogLine, LogPage, LogQuery, LogSource, LogStream};
 
 /// An answer with the provider's own clock (the `Date` header), by which ages, costs and deadlines are counted.

@@ -243,7 +243,7 @@ async fn a_person_is_asked_and_prices_and_caps_are_looked_at_again() {
     let mut server = greeted(&house).await;
     let mut arguments = json!({ "name": "asked", "min_vram_gb": 80, "wait_seconds": 30, "lifetime_minutes": 60 });
     let question = asked(&mut server, 2, &arguments).await;
-    says(&question, &["create the pod asked", "$1.64 an hour", "$1.00 an hour"]);
+    says(&question, &["Create the pod asked", "$1.64 an hour", "$1.00 an hour"]);
     assert!(house.fleet().read().expect("records").is_empty(), "nothing is set aside while somebody thinks");
     // Meanwhile only a dearer one is left, to which nobody has agreed.
     for data_center in ["EU-RO-1", "US-TX-3"] {

@@ -270,12 +270,12 @@ async fn what_is_not_shown_yet_is_not_proven_gone() {
     house.fault(json!({ "operation": "getPod", "kind": "status_before", "status": 404, "times": 20 })).await;
     house.fault(json!({ "operation": "listPods", "kind": "lagging_list", "seconds": 100_000, "times": 20 })).await;
     let proven = delete_and_prove(&*provider, &id, true).await.expect("an answer");
-    assert!(!proven.value, "a pod that isn't shown yet counted as gone");
+    assert!(!proven.value.is_proven, "a pod that isn't shown yet counted as gone");
     assert_eq!(house.alive().await.len(), 1);
     let proven = delete_and_prove(&*provider, &id, true).await.expect("an answer");
-    assert!(proven.value, "it was ended, and nothing shows it any more");
+    assert!(proven.value.is_proven, "it was ended, and nothing shows it any more");
     assert_eq!(house.alive().await.len(), 0);
     let again = delete_and_prove(&*provider, &id, false).await.expect("an answer");
-    assert!(again.value, "one that is old enough and nowhere is gone");
+    assert!(again.value.is_proven, "one that is old enough and nowhere is gone");
     house.end().await;
 }

@@ -122,6 +122,14 @@ impl Story {
         assert!(late_by > SignedDuration::from_secs(-1) && late_by < SignedDuration::from_secs(10), "{late_by:?}");
         let sent = self.by_the_switch();
         assert_eq!(sent.first().map(|entry| &entry["status"]), Some(&json!(204)), "{sent:?}");
+        // Whoever looks next is told that it isn't shown any more, and pays for no time after its end.
+        self.house.advance(3600.0).await;
+        let listed = self.house.ok("list_pods", json!({})).await;
+        let row = &listed["pods"][0];
+        assert_eq!((&row["status"], &listed["burn_rate_per_hour"]), (&json!("NOT_LISTED"), &json!(0.0)), "{listed}");
+        let record = self.until("a closed record", |record| !record.is_open()).await;
+        assert_eq!(record.known.ending_cause.as_deref(), Some("its own switch ended it"));
+        assert!(record.known.cost_usd < record.price() / 10.0, "{:?}", record.known);
         self.house.end().await;
     }
 }

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -70,6 +71,7 @@ impl Audit {
 
     fn append(&self, line: &str) -> std::io::Result<()> {
         let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&self.path)?;
+        wait_for_others(&file);
         // What a full disk or a crash has cut short stays a line of its own.
         let mut last = [b'\n'];
         if file.metadata()?.len() > 0 {
@@ -99,6 +101,17 @@ impl Audit {
             .collect();
         notes.reverse();
         Ok(notes)
+    }
+}
+
+/// Half of another's line would look like one that was cut short. Nobody waits for long: a writer that hangs keeps no
+/// pod from being ended. The lock goes with the file.
+fn wait_for_others(file: &File) {
+    for _ in 0..50 {
+        if fs2::FileExt::try_lock_exclusive(file).is_ok() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -36,6 +36,8 @@ struct PodTask {
     unrecorded: Option<(Pod, Timestamp)>,
     /// The account whose key last showed us the pod.
     seen_by: Option<String>,
+    /// A DELETE of ours was taken.
+    deleted_by_us: bool,
     /// The provider was asked once more for a time that was far from ours.
     asked_for_time: bool,
 }
@@ -55,6 +57,7 @@ pub(super) async fn look_after(keeper: Arc<Keeper>, name: String, intent: String
         ending_begun: None,
         unrecorded: None,
         seen_by: None,
+        deleted_by_us: false,
         asked_for_time: false,
     };
     // A POST that was under way when the last keeper died has an outcome that nobody read.
@@ -239,7 +242,7 @@ impl PodTask {
             }
             Ok(_) | Err(ProviderError::NotFound { .. }) if self.may_lag(record) => self.back_off(),
             Ok(_) | Err(ProviderError::NotFound { .. }) => {
-                self.gone("it ended without us").await;
+                self.gone(ending::ENDED_WITHOUT_US).await;
                 // Nobody has ended it, so a second look at the list is due.
                 self.keeper.pods_may_be_lost.send_replace(true);
             }

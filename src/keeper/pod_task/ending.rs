@@ -13,6 +13,9 @@ use crate::provider::{GpuProvider, delete_and_prove};
 use crate::steps;
 use crate::tunnel::{TunnelRecord, TunnelState};
 
+/// Neither we nor anybody of this home.
+pub(super) const ENDED_WITHOUT_US: &str = "it ended without us";
+
 impl PodTask {
     pub(super) async fn end(&mut self, provider: &dyn GpuProvider, record: PodRecord) {
         match (&record.known.pod_id, record.known.phase) {
@@ -36,8 +39,9 @@ impl PodTask {
             Ok(answer) => {
                 self.succeeded(&answer);
                 steps::reached("keeper: deleted");
-                if answer.value {
-                    self.gone("").await;
+                self.deleted_by_us |= answer.value.was_there;
+                if answer.value.is_proven {
+                    self.gone(if self.deleted_by_us { "" } else { ENDED_WITHOUT_US }).await;
                 } else {
                     self.call_again_in(self.until_next_proof());
                 }
@@ -65,8 +69,16 @@ impl PodTask {
         let now = self.keeper.clock.now();
         let closed = self
             .know(move |record| {
-                record.close(now);
-                if !cause.is_empty() {
+                // Its switch has fired while nobody looked; what it cost since is nothing.
+                let switched_off = record.known.inside.switch_until.filter(|until| *until <= now);
+                match switched_off.filter(|_| cause == ENDED_WITHOUT_US) {
+                    Some(until) => {
+                        record.close(until);
+                        record.known.ending_cause = Some("its own switch ended it".to_owned());
+                    }
+                    None => record.close(now),
+                }
+                if record.known.ending_cause.is_none() || !cause.is_empty() && cause != ENDED_WITHOUT_US {
                     record.known.ending_cause = Some(cause.to_owned());
                 }
             })

@@ -1,5 +1,7 @@
 //! Where a pod's sshd is reached, for the commands that people run in it.
 
+use std::time::{Duration, Instant};
+
 use jiff::Timestamp;
 
 use super::{Found, find_or_only};
@@ -9,6 +11,9 @@ use crate::ssh::{Cause, KeyError, Target, host_key_alias};
 use crate::tools::context::Services;
 use crate::tools::{ErrorKind, StillBilling, ToolError};
 
+/// As long as any call waits; an image that is pulled takes longer, and then there is no address yet.
+const SSHD_COMES_WITHIN: Duration = Duration::from_secs(40);
+
 /// A pod's name and where its sshd is reached now: the named pod, or the only one there is.
 pub async fn reach_pod(services: &Services, wanted: Option<&str>) -> Result<(String, Target), ToolError> {
     let found = find_or_only(services, wanted).await?;
@@ -17,6 +22,7 @@ pub async fn reach_pod(services: &Services, wanted: Option<&str>) -> Result<(Str
         return Err(unreachable(&found.name, "is not placed yet"));
     };
     services.fleet.mark_used(&id);
+    let found = wait_for_sshd(services, found).await?;
     let asked = if found.pod.is_none() && !services.keeper.is_alive() && services.provider.is_some() {
         // Without a keeper nobody brings the record up to date.
         let answer = services.provider()?.pod(&id).await?;
@@ -41,6 +47,30 @@ pub async fn reach_pod(services: &Services, wanted: Option<&str>) -> Result<(Str
         }
         None => Err(unreachable(&name, &why_no_address(asked.as_ref().map(|(pod, _)| pod)))),
     }
+}
+
+/// Commands follow a create at once, and sshd comes seconds after the pod. The keeper sees it first.
+async fn wait_for_sshd(services: &Services, mut found: Found) -> Result<Found, ToolError> {
+    let started = Instant::now();
+    while let Some(record) = &found.record {
+        let comes = matches!(
+            record.known.status,
+            None | Some(PodStatus::Provisioning | PodStatus::Starting | PodStatus::Running)
+        );
+        let known = record.known.reached.sshd.is_some() || record.known.inside.switch_problem.is_some();
+        if !comes
+            || known
+            || record.is_ending()
+            || !services.keeper.is_alive()
+            || started.elapsed() >= SSHD_COMES_WITHIN
+        {
+            break;
+        }
+        tokio::time::sleep(services.timing.record_poll).await;
+        let Some(record) = services.fleet.of_intent(&record.intent)? else { break };
+        found.record = Some(record);
+    }
+    Ok(found)
 }
 
 fn why_no_address(pod: Option<&Pod>) -> String {

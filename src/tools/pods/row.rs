@@ -17,7 +17,8 @@ pub struct PodRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) pod_id: Option<String>,
     pub(super) owner: Owner,
-    /// The provider's word; `PLACING`, `UNKNOWN_OUTCOME`, `CANCELLED` or `ENDING` from our records.
+    /// The provider's word; `PLACING`, `UNKNOWN_OUTCOME`, `CANCELLED` or `ENDING` from our records;
+    /// `NOT_LISTED` for a pod of ours that the provider doesn't show.
     pub(super) status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu: Option<String>,
@@ -75,10 +76,14 @@ impl Surroundings {
         let Found { name, record, pod } = found;
         let record = record.as_ref();
         let known = record.map(|record| &record.known);
-        let price =
-            pod.as_ref().map_or_else(|| known.map_or(0.0, |known| known.cost_per_hour), |pod| pod.cost_per_hour);
+        let missing = self.is_missing(found);
+        let price = match pod {
+            Some(pod) => pod.cost_per_hour,
+            None if missing => 0.0,
+            None => known.map_or(0.0, |known| known.cost_per_hour),
+        };
         let pod_id = found.pod_id().map(str::to_owned);
-        let status = status(found);
+        let status = if missing { "NOT_LISTED".to_owned() } else { status(found) };
         let placed = record.filter(|record| record.known.pod_id.is_some());
         PodRow {
             pod: name.clone(),
@@ -115,6 +120,12 @@ impl Surroundings {
         }
     }
 
+    /// The provider was asked and doesn't show a pod that we know: it is gone, or its list lags.
+    fn is_missing(&self, found: &Found) -> bool {
+        let is_known = found.record.as_ref().is_some_and(|record| record.known.pod_id.is_some() && !record.is_ending());
+        self.asked && found.pod.is_none() && is_known
+    }
+
     fn problem(&self, found: &Found, record: &PodRecord) -> Option<String> {
         if record.is_unknown() && record.is_ending() {
             return Some(cancelled(record));
@@ -122,15 +133,15 @@ impl Surroundings {
         let current = record.known.inside.start == Some(record.known.starts);
         let not_mounted = current && record.known.inside.mount == Some(MountKnown::NotMounted);
         let late = record.is_open() && record.expires_at() < Timestamp::now();
-        let missing = self.asked && found.pod.is_none() && record.known.pod_id.is_some();
         record
             .known
             .problem
             .clone()
-            .or_else(|| late.then(|| "its deadline has passed; the keeper is ending it".to_owned()))
             .or_else(|| {
-                missing.then(|| "the provider doesn't show it; the keeper finds out whether it is gone".to_owned())
+                self.is_missing(found)
+                    .then(|| "the provider doesn't show it; the keeper finds out whether it is gone".to_owned())
             })
+            .or_else(|| late.then(|| "its deadline has passed; the keeper is ending it".to_owned()))
             .or_else(|| not_mounted.then(|| "its volume is not mounted: what is written there is lost".to_owned()))
     }
 }

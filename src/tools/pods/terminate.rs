@@ -326,7 +326,7 @@ async fn ourselves(
     loop {
         let may_lag = record.is_some_and(|record| record.may_lag(services.timing.provider_lag));
         match delete_and_prove(&**provider, id, may_lag).await {
-            Ok(Stamped { value: true, .. }) => {
+            Ok(Stamped { value, .. }) if value.is_proven => {
                 let facts = json!({ "pod_id": id, "cause": "terminated, without the keeper" });
                 services.audit.note(Actor::Tool(TerminatePod::NAME), "gone", facts);
                 steps::reached("caller: deleted without keeper");
