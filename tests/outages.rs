@@ -99,7 +99,8 @@ fn wrapped(house: &House, tool: &str, arguments: &Value, program: &str, words: &
 /// It closes while the POST is under way: the pod is made, and it ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_closed_terminal_leaves_the_deadline_with_the_keeper() {
-    let house = House::hurried().await;
+    // Its pods take seconds to run, for which the call waits.
+    let house = House::new().await;
     house.fault(json!({ "operation": "createPod", "kind": "delay_ms", "delay_ms": 800 })).await;
     let (mut child, terminal) = at_a_terminal(&house, "create_pod_with_volume", &json!({ "name": "hung-up" }));
     until("the POST", async || (house.asked("createPod") == 1).then_some(())).await;

@@ -1,8 +1,25 @@
 //! Who is connected to a port of this machine. Only Linux tells it without the help of another program.
 
-/// Whether any process but this one has a connection to this port on 127.0.0.1; `None` where that can't be told.
+/// Between two looks. Our own short connections, those of the tunnel's checks, don't last so long.
+#[cfg(target_os = "linux")]
+const LASTS: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Whether any process but this one has a connection to this port on 127.0.0.1; `None` where that can't be told. Blocks
+/// for a moment where there is one, to see that it stays: one of ours that was closed while we looked seems to be
+/// another's.
 #[cfg(target_os = "linux")]
 pub(super) fn others_are_connected(port: u16) -> Option<bool> {
+    let first = others(port)?;
+    if first.is_empty() {
+        return Some(false);
+    }
+    std::thread::sleep(LASTS);
+    Some(!first.is_disjoint(&others(port)?))
+}
+
+/// Where the connections of other processes come from.
+#[cfg(target_os = "linux")]
+fn others(port: u16) -> Option<std::collections::HashSet<linux::Address>> {
     let before = linux::own_sockets()?;
     let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
     // One that was opened in between is ours too.
@@ -21,11 +38,13 @@ mod linux {
 
     const ESTABLISHED: &str = "01";
 
+    /// Address and port.
+    pub(super) type Address = (u32, u16);
+
     /// A line of the kernel's table: one end of a connection.
     struct End {
-        /// Address and port.
-        here: (u32, u16),
-        there: (u32, u16),
+        here: Address,
+        there: Address,
         socket: u64,
     }
 
@@ -38,12 +57,12 @@ mod linux {
     }
 
     /// Both ends are in the table: whose connection the listening end holds is told by the other one.
-    pub(super) fn others_in(table: &str, port: u16, is_ours: impl Fn(u64) -> bool) -> bool {
+    pub(super) fn others_in(table: &str, port: u16, is_ours: impl Fn(u64) -> bool) -> HashSet<Address> {
         let loopback = (u32::from_ne_bytes([127, 0, 0, 1]), port);
         let ends: Vec<_> = table.lines().filter_map(established).collect();
         let ours: HashSet<_> =
             ends.iter().filter(|end| end.there == loopback && is_ours(end.socket)).map(|end| end.here).collect();
-        ends.iter().any(|end| end.here == loopback && !ours.contains(&end.there))
+        ends.iter().filter(|end| end.here == loopback && !ours.contains(&end.there)).map(|end| end.there).collect()
     }
 
     /// `sl local remote state queues timer retransmits uid timeout socket ...`
@@ -76,7 +95,7 @@ mod tests {
         let (_accepted, _) = listener.accept().unwrap();
         assert_eq!(others_are_connected(port), Some(false), "this process");
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-        assert!(linux::others_in(&table, port, |_| false), "the same, seen by another process");
+        assert!(!linux::others_in(&table, port, |_| false).is_empty(), "the same, seen by another process");
         drop(ours);
     }
 
