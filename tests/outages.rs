@@ -79,7 +79,8 @@ fn at_a_terminal(house: &House, tool: &str, arguments: &Value) -> (Child, std::f
     let flags = rustix::fs::OFlags::NOCTTY.bits().cast_signed();
     let theirs = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).expect("its far end");
     let end = || Stdio::from(theirs.try_clone().expect("a file"));
-    let mut command = wrapped(house, tool, arguments, "setsid", &["--ctty", "--wait"]);
+    // Whoever runs the tests may ignore hangups, which its children inherit.
+    let mut command = wrapped(house, tool, arguments, "env", &["--default-signal=HUP", "setsid", "--ctty", "--wait"]);
     let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().expect("it starts");
     (child, std::fs::File::from(ours))
 }
