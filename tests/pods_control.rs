@@ -33,6 +33,17 @@ async fn stopped(name: &str) -> House {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_on_another_gpu_is_told() {
+    let house = stopped("swapped").await;
+    let before = record(&house, "swapped").known.gpu.expect("a GPU");
+    house.fault(json!({ "operation": "podAction", "kind": "changed_gpu", "gpu": "NVIDIA L4" })).await;
+    let started = house.ok("control_pod", act("swapped", "start")).await;
+    assert_eq!((&started["state"], &started["gpu"]), (&json!("running"), &json!("NVIDIA L4")), "{started}");
+    assert_eq!(started["gpu_before"], json!(before), "{started}");
+    house.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_pod_comes_up_elsewhere_and_its_tunnel_follows() {
     let house = House::hurried().await;
     let id = house.create("moving").await;
